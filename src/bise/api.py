@@ -1,0 +1,166 @@
+"""The door for Python: load() -> Model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .cache import cache_bytes, whole
+from .chat import ChatFormat
+from .config import Config
+from .errors import RequestError, UnsupportedError
+from .model import Tap, forward
+from .ops import KV_TYPES, Ops, load_ops
+from .session import Completion, Message, Options, Session
+from .tokenizer import Tokenizer
+from .weights import Weights
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+log = logging.getLogger("bise")
+BUILT_IN = Path(__file__).parent / "models" / "puff.gguf"
+
+
+class Model:
+    """A model ready to speak: config, weights (as the file has them), tokenizer, chat_format, and one backend.
+
+    Not thread-safe: one caller at a time, like a file object.
+    """
+
+    def __init__(self, weights: Weights, config: Config, ops: Ops, context: int, kv: str,
+                 progress: Callable[[int, int], None] | None = None) -> None:  # fmt: skip
+        self.weights, self.config, self.ops, self.context, self.kv = weights, config, ops, context, kv
+        self.path = weights.path
+        self.maybe_tokenizer = Tokenizer.of(weights)  # None: a folder without one works for ids
+        self._chat_format = ChatFormat.of(weights, self.maybe_tokenizer) if self.maybe_tokenizer else None
+        self.parameters = weights.place(ops, progress)
+        self._scratch: Session | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self.maybe_tokenizer is None:
+            raise UnsupportedError(f"{self.path} has no tokenizer: put tokenizer.model beside it, or use token ids")
+        return self.maybe_tokenizer
+
+    @property
+    def chat_format(self) -> ChatFormat:
+        if self._chat_format is None:
+            raise UnsupportedError(f"{self.path} has no chat format (a base model): use generate")
+        return self._chat_format
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        return self.maybe_tokenizer.stop_ids if self.maybe_tokenizer else frozenset()
+
+    def logits(self, ids: Sequence[int], tap: Tap | None = None) -> np.ndarray:
+        """(T,) ids -> (T, vocab_size) float32, every position; keys and values pass through the model's kv type."""
+        tokens = self._ids(ids)
+        batch = whole(self.ops, self.config, [len(tokens)], self.kv)
+        return self.ops.numpy(forward(self.ops, self.config, self.parameters, tokens, batch, tap))
+
+    def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Iterator[str]:
+        """Continue a text or ids; yields pieces of text, each valid UTF-8. `Options` lists what may be set."""
+        return self._session().again(options, self._prompt(prompt))
+
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
+        """`stream`, all at once."""
+        session = self._session()
+        return session.finish(session.again(options, self._prompt(prompt)))
+
+    def stream_chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Iterator[str]:
+        """The assistant's reply to messages of the form {"role": "user", "content": "Why is the sky blue?"}, in pieces."""
+        return self._session().again(options, messages=messages)
+
+    def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Completion:
+        """`stream_chat`, all at once."""
+        session = self._session()
+        return session.finish(session.again(options, messages=messages))
+
+    def session(self, system: str | None = None) -> Session:
+        """A conversation with a cache of its own."""
+        return Session(self, system)
+
+    def _session(self) -> Session:
+        """The one for single requests; whatever a request shares with the one before is not read again."""
+        if self._scratch is None or self._scratch.busy:
+            self._scratch = Session(self)
+        return self._scratch
+
+    def _prompt(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        return self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else prompt
+
+    def _ids(self, ids: Sequence[int]) -> np.ndarray:
+        tokens = np.asarray(ids)
+        vocab = self.config.vocab_size
+        if tokens.ndim != 1 or not len(tokens) or tokens.dtype.kind not in "iu":
+            raise RequestError("ids must be a non-empty list of whole numbers")
+        if tokens.min() < 0 or tokens.max() >= vocab:
+            raise RequestError(f"ids hold {tokens.min()}..{tokens.max()}, expected 0..{vocab - 1}")
+        return tokens.astype(np.int32)
+
+
+def load(path: str | Path | None = None, *, window: int | str | None = None, context: int | None = None,
+         kv: str = "f16", threads: int | None = None, backend: str = "cpu", device: str | None = None,
+         progress: Callable[[int, int], None] | None = None) -> Model:  # fmt: skip
+    """Open a model and place it on a backend.
+
+    path      a .gguf file (any part of a split one), a safetensors folder, a hub id, or None: the built-in model
+    window    sliding window in tokens, or "none" for full attention; None: as the model was made
+    context   the most tokens of one sequence; None: as the model was made
+    kv        how keys and values are kept: "f16", "q8_0" (half of it) or "f32"
+    threads   for the cpu backend; None: one per core
+    backend   "cpu" | "reference" | "torch"; device is torch's
+    progress  called with (bytes placed, bytes in all)
+    """
+    weights = Weights.open(find(path))
+    config = _windowed(weights.config, window)
+    if context is not None and context < 1:
+        raise RequestError(f"context is {context}, expected 1 or more tokens")
+    if kv not in KV_TYPES:
+        raise RequestError(f"kv is {kv!r}, expected one of {', '.join(KV_TYPES)}")
+    context = context or config.context
+    log.info("%s", plan(weights, config, context, kv))
+    return Model(weights, config, load_ops(backend, threads, device), context, kv, progress)
+
+
+def plan(weights: Weights, config: Config, context: int, kv: str) -> str:
+    """One line: what is about to be loaded and how much memory it will take, for ever."""
+    window = f"window {config.sliding_window:,}" if config.sliding_window else "no window"
+    return (
+        f"{config.version}, {window} ({config.window_reason}); weights {_gib(weights.nbytes)}, "
+        f"cache {_gib(cache_bytes(config, context, kv))} {kv} for {context:,} tokens"
+    )
+
+
+def find(path: str | Path | None) -> Path:
+    """A local path as it is; None is the built-in model; otherwise a hub id, downloaded if it is not here yet."""
+    if path is None:
+        return BUILT_IN
+    if Path(path).exists() or not _looks_like_id(str(path)):
+        return Path(path)
+    from .hub import pull
+
+    return pull(str(path))
+
+
+def _looks_like_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith(".gguf")
+
+
+def _windowed(config: Config, window: int | str | None) -> Config:
+    if window is None:
+        return config
+    if window == "none":
+        return config.with_window(None)
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise RequestError(f"window is {window!r}, expected a number of tokens or 'none'")
+    return config.with_window(window)
+
+
+def _gib(n: int) -> str:
+    return f"{n / 2**30:.2f} GiB" if n >= 2**27 else f"{n / 2**20:.1f} MiB"

@@ -1,0 +1,237 @@
+"""Messages to ids: Mistral's formats natively, any other model's Jinja template as a guest in the sandbox.
+
+Messages are as in OpenAI's API: {"role": "system" | "user" | "assistant" | "tool", "content": text, "tool_calls",
+"tool_call_id"}. Neighbours of one role are merged; {"role": "assistant", "prefix": True} at the end is continued.
+
+What a guest template prints is text in which control tokens are spelled out, so contents must not spell any. A mark
+(a private-use character that occurs nowhere else) is put into every text that comes from a message before the
+template sees it: after each character that begins a control token's name, before each that ends one, and after the first
+character of the text. No name can then come about from a content, alone or together with what stands beside it. The
+printed text is split at control tokens, then the marks are taken out. A template may still spell roles in plain text
+("<|user|>" in Zephyr): as in Mistral's v1, that much a user can type too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import instruct
+from .disk import read_small
+from .errors import RequestError, TemplateError
+from .instruct import Turn
+from .template import MAX_TEMPLATE, render
+from .tokenizer import MAX_FILE, TURN_ENDS, Tokenizer
+from .vocab import parse_json
+
+if TYPE_CHECKING:
+    from .weights import Weights
+
+Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
+
+# What bise writes into its own GGUF files, for other programs; bise itself recognises it and uses v1 as it is.
+TEMPLATE_V1 = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ ' [INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}"
+    "{{ ' ' + message['content'] + eos_token }}{% else %}"
+    "{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+)
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How one model is spoken to. version: Mistral's 1, 2 or 3, or 0 for a guest template."""
+
+    tokenizer: Tokenizer
+    version: int
+    template: str = ""
+
+    @staticmethod
+    def of(weights: Weights, tokenizer: Tokenizer) -> ChatFormat | None:
+        """What the model's files say: the GGUF's tokenizer.chat_template, or the folder's templates."""
+        return ChatFormat.detect(tokenizer, find_template(weights))
+
+    @staticmethod
+    def detect(tokenizer: Tokenizer, template: str | None = None) -> ChatFormat | None:
+        """None: a base model, which has no format of its own (`named` gives it one by request).
+
+        A vocabulary with the control token [INST] speaks v3 (v2 only by request: the two share their tokens). A template
+        that prints what Mistral's does, spaces aside, stands for the native format; any other template is a guest.
+        """
+        native = 3 if "[INST]" in tokenizer.control else 1
+        if not template:
+            return ChatFormat(tokenizer, native) if native == 3 else None
+        if template == TEMPLATE_V1 or _prints_as_mistral(template, tokenizer):
+            return ChatFormat(tokenizer, native, template)
+        return ChatFormat(tokenizer, 0, template)
+
+    @staticmethod
+    def named(name: str, tokenizer: Tokenizer) -> ChatFormat:
+        """ "v1", "v2" or "v3", whatever the files say."""
+        if name not in ("v1", "v2", "v3"):
+            raise RequestError(f"chat format {name!r:.40}, expected v1, v2 or v3")
+        if name != "v1" and "[INST]" not in tokenizer.control:
+            raise RequestError(f"chat format {name} needs control tokens that this vocabulary has not: use v1")
+        return ChatFormat(tokenizer, int(name[1]))
+
+    @property
+    def name(self) -> str:
+        """For people: "Mistral v3", or what the guest is."""
+        return f"Mistral v{self.version}" if self.version else "the model's own template (sandboxed)"
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Texts that end an answer, where the vocabulary has no control token for them."""
+        return tuple(
+            s for s in TURN_ENDS if not self.version and s in self.template and s not in self.tokenizer.control
+        )
+
+    def encode(self, messages: Messages, tools: Tools | None = None) -> list[int]:
+        """Messages (and tools, as in OpenAI's API) -> ids, bos first, ready for the assistant to speak.
+
+        A last message of the assistant is closed, or left open where it is a prefix. Raises TemplateError where the
+        format cannot say it, RequestError for a message that is not one.
+        """
+        if self.version:
+            return instruct.encode(self.version, messages, self.tokenizer, tools)
+        return _encode_guest(self.template, instruct.read(messages), self.tokenizer, tools)
+
+    def parse_calls(self, ids: Sequence[int]) -> tuple[str, list[dict[str, Any]]]:
+        """An answer's ids -> (text, tool calls as in OpenAI's API)."""
+        return instruct.parse_calls(ids, self.tokenizer) if self.version > 1 else (self.tokenizer.decode(ids), [])
+
+
+def find_template(weights: Weights) -> str | None:
+    """The chat template that came with a model, if there is one."""
+    if weights.layout == "gguf":
+        return _text(weights.metadata.get("tokenizer.chat_template"))
+    if (path := weights.path / "chat_template.jinja").exists():
+        return read_small(path, MAX_TEMPLATE).decode(errors="replace")
+    if (path := weights.path / "tokenizer_config.json").exists():
+        return _text(parse_json(read_small(path, MAX_FILE), path.name).get("chat_template"))
+    return None
+
+
+def _text(found: Any) -> str | None:
+    """A template, or the one called "default" of a list of {"name", "template"}."""
+    if isinstance(found, list):
+        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _prints_as_mistral(template: str, tokenizer: Tokenizer) -> bool:
+    if "[INST]" not in template or "<<SYS>>" in template or "[SYSTEM_PROMPT]" in template:
+        return False
+    bos, eos = _ends(tokenizer)
+    messages = [{"role": r, "content": c} for r, c in (("user", "A1"), ("assistant", "B2"), ("user", "C3"))]
+    variables = {"messages": messages, "bos_token": bos, "eos_token": eos, "add_generation_prompt": True, "tools": None}
+    try:
+        text = "".join(render(template, variables).split())
+    except TemplateError:
+        return False
+    return text.removeprefix(bos) == f"[INST]A1[/INST]B2{eos}[INST]C3[/INST]"
+
+
+def _ends(tokenizer: Tokenizer) -> tuple[str, str]:
+    bos, eos = (None if i is None else tokenizer.name(i) for i in (tokenizer.bos, tokenizer.eos))
+    return bos or "", eos or ""
+
+
+# --- guests
+
+
+def _encode_guest(template: str, turns: list[Turn], tokenizer: Tokenizer, tools: Tools | None) -> list[int]:
+    system, turns = instruct.merge(turns)
+    mark = _Mark(tokenizer, [system, *(t.content for t in turns), str(tools), str([t.calls for t in turns])])
+    text = _printed(template, system, turns, tokenizer, tools, mark)
+    ids = []
+    for part in tokenizer.split(text):
+        ids += [part] if isinstance(part, int) else tokenizer.encode(mark.remove(part))
+    if tokenizer.add_bos and tokenizer.bos is not None and ids[:1] != [tokenizer.bos]:
+        ids.insert(0, tokenizer.bos)
+    return ids
+
+
+def _printed(
+    template: str, system: str, turns: list[Turn], tokenizer: Tokenizer, tools: Tools | None, mark: _Mark
+) -> str:
+    """What the template makes of the turns, marks in it. One that has no system role gets the system prompt in front of
+    the first user message."""
+    if not system:
+        return _render(template, turns, tokenizer, tools, mark)
+    try:
+        return _render(template, [Turn("system", system), *turns], tokenizer, tools, mark)
+    except TemplateError:
+        first = Turn("user", system + "\n" + turns[0].content)
+        return _render(template, [first, *turns[1:]], tokenizer, tools, mark)
+
+
+def _render(template: str, turns: list[Turn], tokenizer: Tokenizer, tools: Tools | None, mark: _Mark) -> str:
+    bos, eos = _ends(tokenizer)
+    last = turns[-1]
+    text = render(template, {
+        "messages": [_message(t, mark) for t in turns], "tools": mark.into(list(tools)) if tools else None,
+        "add_generation_prompt": last.role != "assistant", "bos_token": bos, "eos_token": eos,
+    })  # fmt: skip
+    for turn in turns:
+        if turn.role in ("system", "user") and mark.text(turn.content).strip() not in text:
+            raise TemplateError(f"the chat template drops a {turn.role} message: {turn.content.strip()[:40]!r}")
+    return _open_end(text, mark.text(last.content).strip()) if last.prefix else text
+
+
+def _open_end(text: str, answer: str) -> str:
+    """The text up to the end of the unfinished answer."""
+    at = text.rfind(answer)
+    if at < 0:
+        raise TemplateError("this chat template does not print the answer that is to be continued")
+    return text[: at + len(answer)]
+
+
+def _message(turn: Turn, mark: _Mark) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": turn.role, "content": mark.text(turn.content)}
+    if turn.calls:
+        message["content"] = None
+        message["tool_calls"] = [
+            {"id": mark.text(c["id"] or ""), "type": "function",
+             "function": {"name": c["name"], "arguments": mark.into(c["arguments"])}} for c in turn.calls
+        ]  # fmt: skip
+    if turn.role == "tool":
+        message |= {"name": turn.name, "tool_call_id": mark.text(turn.call_id or "")}
+    return message
+
+
+class _Mark:
+    """Puts marks into what people said, and takes them out again."""
+
+    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+        """`texts`: all that will be marked, so that the mark occurs in none of it."""
+        used = set("".join(texts))
+        self.mark = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in used)
+        self.names = [n for n in tokenizer.control if len(n) > 1]
+        self._first, self._last = (_any_of({n[at] for n in self.names}) for at in (0, -1))
+
+    def text(self, text: str) -> str:
+        text = re.sub(r"\S", lambda m: m[0] + self.mark, text, count=1)
+        text = self._first.sub(lambda m: m[0] + self.mark, text)
+        return self._last.sub(lambda m: self.mark + m[0], text)
+
+    def into(self, value: Any) -> Any:
+        """Every string of a JSON value, marked. Keys stay: templates look things up by them."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, Mapping):
+            if bad := [k for k in value if any(n in str(k) for n in self.names)]:
+                raise RequestError(f"tools: the key {bad[0]!r:.40} spells a control token")
+            return {str(k): self.into(v) for k, v in value.items()}
+        return [self.into(v) for v in value] if isinstance(value, list | tuple) else value
+
+    def remove(self, text: str) -> str:
+        return text.replace(self.mark, "")
+
+
+def _any_of(characters: set[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(characters))) or "(?!)")

@@ -1,0 +1,236 @@
+"""Config: the hyper-parameters in the words of Mistral's params.json, read from any of the three dialects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .errors import FormatError, UnsupportedError
+
+Shapes = Mapping[str, tuple[int, ...]]  # canonical tensor name -> shape, as the file really has them
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the forward pass needs to know, and nothing about any file.
+
+    sliding_window counts the token itself: position i sees key j iff i - sliding_window < j <= i. None: all j <= i.
+    context is the longest sequence the model was made for; window_reason says why the window is what it is.
+    """
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    hidden_dim: int
+    vocab_size: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    rope_factor: float = 1.0  # linear scaling: positions are divided by it
+    sliding_window: int | None = None
+    context: int = 32_768
+    window_reason: str = ""
+
+    def __post_init__(self) -> None:
+        for name, most in _LIMITS.items():
+            _expect(name, getattr(self, name), 1, most)
+        if self.n_heads % self.n_kv_heads:
+            raise FormatError(f"n_kv_heads = {self.n_kv_heads}, expected a divisor of n_heads = {self.n_heads}")
+        if self.head_dim % 2:
+            raise FormatError(f"head_dim = {self.head_dim}, expected an even number (RoPE turns pairs)")
+        for name in ("norm_eps", "rope_theta", "rope_factor"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise FormatError(f"{name} = {value}, expected a finite number above 0")
+        if self.sliding_window is not None:
+            _expect("sliding_window", self.sliding_window, 1, _LIMITS["context"])
+
+    @property
+    def version(self) -> str:
+        """Which release's shape this is; fine-tunes share the shape of their base."""
+        if _is_7b(self):
+            if self.rope_theta == 10_000.0:
+                return "Mistral 7B v0.1"
+            if self.rope_theta == 1_000_000.0:
+                return "Mistral 7B v0.3" if self.vocab_size >= 32_768 else "Mistral 7B v0.2"
+        shape = (self.dim, self.n_layers, self.n_heads, self.n_kv_heads, self.hidden_dim)
+        return _LLAMAS.get(shape, "a dense Llama shape")
+
+    @property
+    def parameters(self) -> int:
+        """How many weights a model of this shape has (output not tied)."""
+        heads = 2 * self.n_heads + 2 * self.n_kv_heads
+        layer = self.dim * (heads * self.head_dim + 3 * self.hidden_dim + 2)
+        return self.n_layers * layer + self.dim * (2 * self.vocab_size + 1)
+
+    @cached_property
+    def frequencies(self) -> np.ndarray:
+        """(head_dim/2,) float64: the angle by which one position turns each pair (Su et al. 2021, section 3.2.2)."""
+        exponent = np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim
+        return np.asarray(self.rope_theta**-exponent / self.rope_factor)
+
+    def with_window(self, window: int | None) -> Config:
+        """The same model with another window, on the user's word."""
+        return replace(self, sliding_window=window, window_reason="as asked")
+
+    @classmethod
+    def from_gguf(cls, keys: Mapping[str, Any], shapes: Shapes) -> Config:
+        """From a GGUF file's keys. Raises UnsupportedError for architectures that bise does not run."""
+        arch = keys.get("general.architecture")
+        if arch not in ("llama", "mistral"):
+            raise UnsupportedError(f"general.architecture = {arch!r}: bise runs Mistral 7B and dense Llama shapes (llama)")
+        if keys.get(f"{arch}.expert_count", 0):
+            raise UnsupportedError(f"{arch}.expert_count = {keys[f'{arch}.expert_count']}: a mixture of experts (Mixtral); "
+                                   "bise runs dense models")  # fmt: skip
+        read = _Fields(keys, f"{arch}.", key=f"{arch}.")
+        dim, heads = read.count("embedding_length"), read.count("attention.head_count")
+        if "rope_freqs" in shapes:
+            raise UnsupportedError("tensor rope_freqs: Llama 3.1's stretched RoPE is not run here")
+        config = cls(
+            dim=dim,
+            n_layers=read.count("block_count"),
+            n_heads=heads,
+            n_kv_heads=read.count("attention.head_count_kv", heads),
+            head_dim=read.count("attention.key_length", dim // heads),
+            hidden_dim=read.count("feed_forward_length"),
+            vocab_size=_vocabulary(shapes, read.count("vocab_size", 0, least=0)),
+            norm_eps=read.number("attention.layer_norm_rms_epsilon", 1e-5),
+            rope_theta=read.number("rope.freq_base", 10_000.0),
+            rope_factor=_rope_factor(keys.get(f"{arch}.rope.scaling.type"), read.number("rope.scaling.factor", 1.0)),
+            context=read.count("context_length", 32_768),
+        )
+        if (turned := read.count("rope.dimension_count", config.head_dim)) != config.head_dim:
+            raise UnsupportedError(f"{arch}.rope.dimension_count = {turned}, head size {config.head_dim}: "
+                                   "partial RoPE is not run here")  # fmt: skip
+        window = keys.get(f"{arch}.attention.sliding_window")
+        if window:
+            return replace(config, sliding_window=window, window_reason=f"{arch}.attention.sliding_window says so")
+        return _recognise(config)
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], shapes: Shapes) -> Config:
+        """From Hugging Face's config.json (transformers 4 and 5 spell RoPE differently)."""
+        kind = config.get("model_type")
+        if kind not in ("mistral", "llama"):
+            raise UnsupportedError(f"config.json: model_type = {kind!r}, bise runs mistral and dense llama models")
+        if config.get("hidden_act", "silu") != "silu":
+            raise UnsupportedError(f"config.json: hidden_act = {config['hidden_act']!r}, bise runs silu")
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if not isinstance(rope, Mapping):
+            raise FormatError(f"config.json: rope_parameters = {rope!r}, expected an object")
+        read = _Fields(config, "config.json: ")
+        dim, heads = read.count("hidden_size"), read.count("num_attention_heads")
+        theta = _Fields({**config, **rope}, "config.json: ").number("rope_theta", 10_000.0)
+        window = config.get("sliding_window") if kind == "mistral" else None
+        return cls(
+            dim=dim,
+            n_layers=read.count("num_hidden_layers"),
+            n_heads=heads,
+            n_kv_heads=read.count("num_key_value_heads", heads),
+            head_dim=read.count("head_dim", dim // heads),
+            hidden_dim=read.count("intermediate_size"),
+            vocab_size=_vocabulary(shapes, read.count("vocab_size", 0, least=0)),
+            norm_eps=read.number("rms_norm_eps", 1e-5),
+            rope_theta=theta,
+            rope_factor=_rope_factor(
+                rope.get("rope_type", rope.get("type")), _Fields(rope, "config.json: rope_scaling.").number("factor", 1.0)
+            ),
+            sliding_window=window,
+            context=read.count("max_position_embeddings", 32_768),
+            window_reason="config.json says so" if kind == "mistral" else "Llama models attend to everything",
+        )
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Any], shapes: Shapes) -> Config:
+        """From Mistral's own params.json."""
+        if params.get("moe"):
+            raise UnsupportedError("params.json: moe: a mixture of experts (Mixtral); bise runs dense models")
+        read = _Fields(params, "params.json: ")
+        heads = read.count("n_heads")
+        return cls(
+            dim=read.count("dim"),
+            n_layers=read.count("n_layers"),
+            n_heads=heads,
+            n_kv_heads=read.count("n_kv_heads", heads),
+            head_dim=read.count("head_dim", read.count("dim") // heads),
+            hidden_dim=read.count("hidden_dim"),
+            vocab_size=_vocabulary(shapes, read.count("vocab_size", 0, least=0)),
+            norm_eps=read.number("norm_eps", 1e-5),
+            rope_theta=read.number("rope_theta", 10_000.0),
+            sliding_window=params.get("sliding_window"),
+            context=read.count("max_seq_len", 32_768),
+            window_reason="params.json says so",
+        )
+
+
+_LIMITS = dict(
+    dim=65_536, n_layers=512, n_heads=1024, n_kv_heads=1024, head_dim=1024, hidden_dim=524_288,
+    vocab_size=1_048_576, context=16_777_216,
+)  # fmt: skip
+_LLAMAS = {
+    (4096, 32, 32, 32, 11_008): "Llama 1/2 7B",
+    (5120, 40, 40, 40, 13_824): "Llama 1/2 13B",
+    (8192, 80, 64, 8, 28_672): "Llama 2 70B",
+}
+
+
+def _is_7b(c: Config) -> bool:
+    shape = (c.dim, c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim, c.hidden_dim)
+    return shape == (4096, 32, 32, 8, 128, 14_336) and 32_000 <= c.vocab_size <= 33_024
+
+
+def _recognise(c: Config) -> Config:
+    """A llama-architecture GGUF carries no window: v0.1 is known by its dimensions, vocabulary and theta."""
+    if c.version == "Mistral 7B v0.1":
+        return replace(c, sliding_window=4096, window_reason="Mistral 7B v0.1 by its dimensions, vocabulary and rope theta 1e4")
+    if c.version.startswith("Mistral"):
+        return replace(c, window_reason=f"{c.version} by its rope theta 1e6: no window")
+    return replace(c, window_reason=f"{c.version}: no window in the file")
+
+
+def _vocabulary(shapes: Shapes, declared: int) -> int:
+    """The rows of the embedding are the truth; the header's number has to agree where there is one."""
+    rows = shapes["token_embd"][0] if "token_embd" in shapes else declared
+    if declared and rows != declared:
+        raise FormatError(f"vocab_size = {declared:,}, but the embedding has {rows:,} rows: the files do not belong together")
+    return rows
+
+
+def _rope_factor(kind: Any, factor: float) -> float:
+    if kind in (None, "none", "default"):
+        return 1.0
+    if kind == "linear":
+        return factor
+    raise UnsupportedError(f"RoPE scaling {kind!r} is not run here: bise knows none and linear")
+
+
+def _expect(name: str, value: Any, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise FormatError(f"{name} = {value!r:.40}, expected a whole number from {least:,} to {most:,}")
+    return value
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """Typed look-ups that name the field in their refusal: `shown` stands before its name, `key` before its key."""
+
+    source: Mapping[str, Any]
+    shown: str
+    key: str = ""
+
+    def count(self, name: str, default: int | None = None, least: int = 1) -> int:
+        value = self.source.get(self.key + name)
+        return _expect(self.shown + name, default if value is None else value, least, _LIMITS["context"])
+
+    def number(self, name: str, default: float) -> float:
+        value = self.source.get(self.key + name)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise FormatError(f"{self.shown}{name} = {value!r:.40}, expected a finite number")
+        return float(value)

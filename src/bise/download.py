@@ -1,0 +1,175 @@
+"""One file of the Hugging Face hub into huggingface_hub's cache: taken up where it broke off, checked when it is whole.
+
+huggingface_hub throws a broken download away and checks the length only. Here the part that came stays beside the other
+blobs of the cache, and a file whose SHA-256 the hub states is hashed before it takes its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from .errors import BiseError
+
+Report = Callable[[int], None]  # bytes of the file that are here
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What the hub says of a file. tag: its SHA-256 in hex for large files, else a git hash."""
+
+    location: str
+    tag: str
+    size: int
+
+
+def download(repo: str, name: str, revision: str, cache: Path, report: Report) -> Path:
+    """The file's path in the cache, downloaded if it is not there. Raises BiseError, with what is to be done."""
+    from huggingface_hub import constants, hf_hub_download
+
+    kept = cache / f"models--{repo.replace('/', '--')}" / "snapshots" / revision / name
+    if not kept.exists():
+        remote = _ask(repo, name, revision)
+        blob = cache / f"models--{repo.replace('/', '--')}" / "blobs" / remote.tag
+        if not blob.exists():
+            _fetch(f"{repo}/{name}", remote, blob, report)
+    report(kept.stat().st_size if kept.exists() else remote.size)
+    with polite(repo):  # finds the blob in its place, and only links it under its name
+        return Path(hf_hub_download(repo, name, revision=revision, cache_dir=cache, endpoint=constants.ENDPOINT))
+
+
+def _ask(repo: str, name: str, revision: str) -> Remote:
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
+
+    with polite(repo):
+        url = hf_hub_url(repo, name, revision=revision, endpoint=constants.ENDPOINT)
+        found = get_hf_file_metadata(url, headers=build_hf_headers())
+    if not found.etag or not re.fullmatch(r"[0-9A-Za-z_-]{1,128}", found.etag) or found.size is None:
+        raise BiseError(f"{repo}/{name}: {constants.ENDPOINT} names neither its size nor its ETag: is it a hub?")
+    return Remote(found.location, found.etag, found.size)
+
+
+def _fetch(what: str, remote: Remote, blob: Path, report: Report) -> None:
+    """Bring the bytes to `blob`, beginning with those that an earlier attempt left."""
+    from filelock import FileLock, Timeout
+
+    part = blob.with_name(f"{blob.name}.incomplete")
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{part}.lock", timeout=0):
+            _receive(what, remote, part, report)
+            _check(what, remote, part)
+            part.replace(blob)
+    except Timeout:
+        raise BiseError(f"{what}: another process is downloading it") from None
+    except OSError as error:
+        raise BiseError(f"{part}: cannot be written: {error.strerror or error}") from None
+    Path(f"{part}.lock").unlink(missing_ok=True)
+
+
+def _receive(what: str, remote: Remote, part: Path, report: Report) -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP library that it uses
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    here = part.stat().st_size if part.exists() else 0
+    if here > remote.size:
+        part.unlink()
+        here = 0
+    free = shutil.disk_usage(part.parent).free
+    if remote.size - here > free:
+        raise BiseError(f"{what}: needs {remote.size - here:,} bytes, {part.parent} has {free:,} left: make room")
+    ours = urlparse(remote.location).netloc == urlparse(constants.ENDPOINT).netloc
+    headers = {k: v for k, v in build_hf_headers().items() if ours or k.lower() != "authorization"}  # not for a mirror
+    with _Counted(part, report) as file, _silent():
+        try:
+            http_get(remote.location, file, resume_size=here, headers=headers, expected_size=remote.size)
+        except (HTTPError, OSError) as error:
+            came = part.stat().st_size
+            reason = " ".join(str(error).split())[:100]
+            raise BiseError(
+                f"{what}: broke off after {came:,} of {remote.size:,} bytes ({reason}): run the same again, it goes on from there"
+            ) from None
+
+
+class _Counted(io.FileIO):
+    """A file to append to that reports its length."""
+
+    def __init__(self, path: Path, report: Report) -> None:
+        super().__init__(path, "ab")
+        self._report = report
+
+    def write(self, data: Any) -> int:
+        count = super().write(data)
+        self._report(self.tell())
+        return count
+
+
+def _check(what: str, remote: Remote, part: Path) -> None:
+    """The hub's tag of a large file is its SHA-256."""
+    if part.stat().st_size != remote.size:
+        raise BiseError(f"{what}: {part.stat().st_size:,} bytes came, expected {remote.size:,}: run the same again")
+    if not re.fullmatch(r"[0-9a-f]{64}", remote.tag):
+        return
+    digest = hashlib.sha256()
+    with open(part, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != remote.tag:
+        part.unlink()
+        raise BiseError(
+            f"{what}: arrived damaged (SHA-256 {digest.hexdigest()[:12]}..., expected {remote.tag[:12]}...): deleted, pull it again"
+        )
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """huggingface_hub's own bars and retry messages would tear the one bar that is shown."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
+
+    shown, level = not are_progress_bars_disabled(), logging.get_verbosity()
+    disable_progress_bars()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            enable_progress_bars()
+
+
+@contextmanager
+def polite(repo: str) -> Iterator[None]:
+    """Turn what can go wrong on the way to the hub into one line: what it was, and what can be done."""
+    from huggingface_hub import constants, errors
+
+    hub, page = constants.ENDPOINT, f"{constants.ENDPOINT}/{repo}"
+    try:
+        with _silent():
+            yield
+    except errors.OfflineModeIsEnabled:
+        raise BiseError(f"{repo}: not in the cache, and HF_HUB_OFFLINE forbids the network: unset it, or name a local file") from None
+    except errors.GatedRepoError:
+        raise BiseError(f"{repo}: its owner wants its terms accepted: visit {page}, then log in with 'hf auth login'") from None
+    except errors.RepositoryNotFoundError:
+        raise BiseError(f"{repo}: no such file here and no such model on {hub}, or a private one: check the name, or log in "
+                        "with 'hf auth login'") from None  # fmt: skip
+    except errors.EntryNotFoundError:
+        raise BiseError(f"{repo}: the file is not there any more: see {page}") from None
+    except errors.HfHubHTTPError as error:
+        code = getattr(error.response, "status_code", "?")
+        remedy = "log in again with 'hf auth login'" if code in (401, 403) else "try again later"
+        raise BiseError(f"{repo}: {hub} answers {code}: {remedy}") from None
+    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
+        reason = " ".join(str(error).split())[:120]
+        raise BiseError(f"{repo}: not in the cache, and {hub} cannot be reached ({reason}): name a local file") from None

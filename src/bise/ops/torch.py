@@ -1,0 +1,122 @@
+"""The verbs over PyTorch: autograd works through the whole forward pass, and `device` may be a GPU."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..quant import QTensor
+from . import Ring
+
+_KEPT = {"F16": torch.float16, "BF16": torch.bfloat16}  # these stay what the file stores; the rest becomes float32
+
+
+class Torch:
+    """Activations are float32; a product with a 16-bit weight is made in that weight's type."""
+
+    name = "torch"
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = torch.device(device)
+
+    def weight(self, tensor: QTensor) -> Tensor:
+        if len(tensor.shape) == 2 and tensor.type in _KEPT:
+            raw = torch.from_numpy(np.array(tensor.data)).view(_KEPT[tensor.type])
+            return raw.reshape(tensor.shape).to(self.device)
+        return torch.from_numpy(np.array(tensor.dequantise())).to(self.device)
+
+    table = weight
+
+    def ring(self, sequences: int, kv_heads: int, size: int, head_dim: int, kv: str) -> Ring:
+        shape = (sequences, kv_heads, size, head_dim)
+        dtype = {"f32": torch.float32, "f16": torch.float16, "q8_0": torch.int8}[kv]
+        k, v = (torch.zeros(shape, dtype=dtype, device=self.device) for _ in "kv")
+        if kv != "q8_0":
+            return Ring(k, v)
+        scales = (sequences, kv_heads, size, head_dim // 32)
+        return Ring(k, v, *(torch.zeros(scales, dtype=torch.float16, device=self.device) for _ in "kv"))
+
+    def array(self, values: np.ndarray) -> Tensor:
+        return torch.tensor(values, device=self.device)
+
+    def numpy(self, values: Tensor) -> np.ndarray:
+        return np.asarray(values.detach().cpu().numpy())
+
+    def embed(self, table: Tensor, tokens: Any) -> Tensor:
+        return F.embedding(torch.as_tensor(tokens, dtype=torch.long, device=self.device), table).float()
+
+    def linear(self, x: Tensor, *ws: Tensor) -> Any:
+        ys = tuple(F.linear(x.to(w.dtype), w).float() for w in ws)
+        return ys if len(ys) > 1 else ys[0]
+
+    def rms_norm(self, x: Tensor, w: Tensor, eps: float) -> Tensor:
+        return F.rms_norm(x, w.shape, w, eps)
+
+    def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        a, b = x.reshape(len(x), -1, cos.shape[1], 2).unbind(-1)  # (T, H, D/2) each
+        c, s = cos[:, None], sin[:, None]
+        return torch.stack([a * c - b * s, a * s + b * c], dim=-1).reshape(x.shape)
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        return F.silu(gate) * up
+
+    def store(self, ring: Ring, spans: np.ndarray, k: Tensor, v: Tensor) -> None:
+        for sequences, rows, positions in _alike(spans, self.device):
+            slots = positions % ring.size
+            for x, (_, values, scales) in zip((k, v), ring.halves, strict=True):
+                vectors = x[rows].unflatten(-1, (values.shape[1], values.shape[3]))  # (B, n, G, D)
+                if scales is not None:
+                    vectors, factor = _to_q8(vectors)
+                    scales[sequences[:, None], :, slots] = factor
+                values[sequences[:, None], :, slots] = vectors.to(values.dtype)
+
+    def attend(self, q: Tensor, ring: Ring, spans: np.ndarray, window: int | None) -> Tensor:
+        out = torch.empty_like(q)
+        _, kv_heads, size, head_dim = ring.k.shape
+        for sequences, rows, i in _alike(spans, self.device):  # i: (n,) positions of the queries
+            first = 0 if window is None else max(0, int(i[0]) - window + 1)
+            j = torch.arange(first, int(i[-1]) + 1, device=self.device)
+            keys = _from_ring(ring.k, ring.k_scale, sequences, j % size)  # (B, G, J, D)
+            values = _from_ring(ring.v, ring.v_scale, sequences, j % size)
+            heads = q[rows].unflatten(-1, (-1, head_dim)).transpose(1, 2)  # (B, H, n, D)
+            visible = j <= i[:, None]
+            if window is not None:
+                visible &= j > i[:, None] - window
+            y = F.scaled_dot_product_attention(heads, keys, values, attn_mask=visible, enable_gqa=True)
+            out[rows] = y.transpose(1, 2).flatten(2)
+        return out
+
+
+def _alike(spans: np.ndarray, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Spans of the same length and position, together: (sequences (B,), rows (B, n), positions (n,))."""
+    groups = defaultdict(list)
+    for sequence, row, n, position in spans.tolist():
+        groups[n, position].append((sequence, row))
+    found = []
+    for (n, position), members in groups.items():
+        sequences, first = torch.tensor(members, device=device).unbind(1)
+        step = torch.arange(n, device=device)
+        found.append((sequences, first[:, None] + step, position + step))
+    return found
+
+
+def _to_q8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., D) -> rounded values (..., D) in [-127, 127] and float16 scales (..., D/32)."""
+    blocks = x.unflatten(-1, (-1, 32))
+    scale = (blocks.abs().amax(-1) / 127).half()
+    divisor = scale.float()[..., None]
+    q = torch.where(divisor > 0, blocks / divisor.clamp_min(1e-30), 0.0)
+    return q.round().clamp(-127, 127).flatten(-2), scale
+
+
+def _from_ring(values: Tensor, scales: Tensor | None, sequences: Tensor, slots: Tensor) -> Tensor:
+    x = values[sequences[:, None], :, slots].transpose(1, 2).float()  # (B, J, G, D) -> (B, G, J, D)
+    if scales is None:
+        return x
+    factor = scales[sequences[:, None], :, slots].transpose(1, 2).float()[..., None]
+    return (x.unflatten(-1, (-1, 32)) * factor).flatten(-2)

@@ -1,0 +1,280 @@
+"""Session: a conversation that keeps its cache, on disk too, so that nothing is read twice."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from . import gguf
+from .cache import Cache
+from .engine import Engine, Request
+from .errors import FormatError, RequestError
+from .sampler import Sampler, Sampling
+from .speech import Speech
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .api import Model
+
+Message = Mapping[str, Any]  # {"role": "user", "content": "..."}, as in OpenAI's API
+KIND = "bise-session-1"  # the architecture in a session file; the number counts changes of its layout
+
+
+class Options(TypedDict, total=False):
+    """What generate, stream and chat take by name. The second half are the fields of `Sampling`."""
+
+    max_tokens: int  # 512 unless told otherwise; the end of the context ends a text too
+    stop: Sequence[str]  # strings at which the text ends; they are not part of it
+    ignore_eos: bool  # go on past the end-of-text token
+    progress: Callable[[int, int], None]  # called with (tokens read, tokens of the prompt) while it is read
+
+    temperature: float  # 0, the default, always takes the likeliest token
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    penalty_window: int
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    xtc_probability: float
+    xtc_threshold: float
+    mirostat_tau: float
+    mirostat_eta: float
+    logit_bias: Mapping[int, float]
+    seed: int
+
+
+@dataclass
+class Completion:
+    """What came of a prompt. finish_reason is "stop" (end of text, or a stop string) or "length"."""
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]  # natural logarithm, of the model's own distribution before any sampling setting
+    finish_reason: str
+    prompt_tokens: int
+    reused_tokens: int  # of the prompt, those whose keys were still in the cache
+    prefill_seconds: float
+    decode_seconds: float
+
+
+class Session:
+    """One sequence with its own cache. Methods mirror Model's, but each goes on from where the last one ended."""
+
+    def __init__(self, model: Model, system: str | None = None) -> None:
+        self.model = model
+        self.tokens: list[int] = []  # everything said so far, as ids
+        self.messages: list[Message] = [{"role": "system", "content": system}] if system else []
+        self.last: Completion | None = None
+        self._marks: list[int | None] = []  # tokens there were before each user turn, where that is still true
+        self.busy = False
+        cache = Cache(model.ops, model.config, 1, model.context, model.kv)
+        self._engine = Engine(model.ops, model.config, model.parameters, cache)
+
+    def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Iterator[str]:
+        """Go on with `prompt` (text or ids) after all that was said; yields pieces of text, each valid UTF-8."""
+        first = not self.tokens
+        ids = self.model.tokenizer.encode(prompt, bos=first) if isinstance(prompt, str) else list(prompt)
+        return self._continue(self.tokens + ids, options)
+
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
+        """`stream`, all at once."""
+        return self.finish(self.stream(prompt, **options))
+
+    def stream_chat(self, content: str, **options: Unpack[Options]) -> Iterator[str]:
+        """Say something as the user; yields the reply in pieces. Both join `messages` at the end. A reply that is broken
+        off counts as far as it came; if nothing had come of it, the message counts as never said."""
+        messages, before = [*self.messages, {"role": "user", "content": content}], self.tokens
+        ids, complete, self.last = self._ids(messages), False, None
+        marks = [*self._marks, len(before)] if ids[: len(before)] == before else [None] * (len(self._marks) + 1)
+        reply = self._continue(ids, options, self.model.chat_format.stop, start=True)
+        try:
+            yield from reply
+            complete = True
+        finally:
+            reply.close()
+            text = self.last.text.strip() if self.last else ""
+            if complete or text:
+                self.messages = [*messages, {"role": "assistant", "content": text}]
+                self._marks = marks
+            else:
+                self.tokens = before
+
+    def chat(self, content: str, **options: Unpack[Options]) -> Completion:
+        """`stream_chat`, all at once."""
+        return self.finish(self.stream_chat(content, **options))
+
+    @property
+    def system(self) -> str | None:
+        """The instructions before the conversation. When they change, it is read again under the new ones."""
+        first = self.messages[0] if self.messages else {}
+        return str(first["content"]) if first.get("role") == "system" else None
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        spoken = self.messages[1:] if self.system is not None else self.messages
+        self.messages = [{"role": "system", "content": text}, *spoken] if text else list(spoken)
+        self.tokens, self._marks = [], [None] * len(self._marks)
+
+    def undo(self) -> str:
+        """Take back the last exchange; returns what the user had said."""
+        said = [i for i, m in enumerate(self.messages) if m["role"] == "user"]
+        if not said:
+            raise RequestError("nothing to undo: nobody has said anything yet")
+        content = str(self.messages[said[-1]]["content"])
+        self.messages, mark = self.messages[: said[-1]], self._marks.pop()
+        self.tokens = self.tokens[:mark] if mark is not None else []  # []: encoded anew when something is said
+        return content
+
+    def again(self, options: Options, ids: Sequence[int] | None = None, messages: Sequence[Message] = ()) -> Iterator[str]:
+        """Forget what was said and continue `ids`, or reply to `messages`; what they share with the cache is not read
+        again."""
+        self.tokens, self.messages, self._marks = [], list(messages), []
+        if ids is not None:
+            return self._continue(ids, options)
+        chat = self.model.chat_format
+        return self._continue(chat.encode(messages), options, chat.stop, start=True)
+
+    def save(self, path: str | Path) -> None:
+        """Write tokens, messages, keys and values to one file (a GGUF of its own kind), whole or not at all."""
+        engine = self._engine
+        about = {
+            "model": str(Path(self.model.path).resolve()), "fingerprint": self.model.weights.fingerprint,
+            "kv": self.model.kv, "window": self.model.config.sliding_window, "context": self.model.context,
+            "held": engine.history[0], "tokens": self.tokens, "messages": self.messages, "marks": self._marks,
+        }  # fmt: skip
+        gguf.write(path, {"general.architecture": KIND, f"{KIND}.about": json.dumps(about)}, engine.cache.save(0))
+
+    @classmethod
+    def load(cls, path: str | Path, model: Model | None = None) -> Session:
+        """Take up a saved session without reading anything again. Raises FormatError where the file belongs to
+        another model, another kind of cache or another window, and says which."""
+        file = gguf.GGUF(path)
+        about = _about(path, file.keys)
+        if model is None:
+            from .api import load
+
+            window = "none" if about["window"] is None else about["window"]
+            model = load(about["model"], window=window, context=about["context"], kv=about["kv"])
+        for name, ours in (
+            ("fingerprint", model.weights.fingerprint), ("kv", model.kv), ("window", model.config.sliding_window),
+        ):  # fmt: skip
+            if about[name] != ours:
+                raise FormatError(f"{path}: the session's {name} is {about[name]}, the model's is {ours}: "
+                                  f"it was saved with {about['model']}")  # fmt: skip
+        held = about["held"]
+        if len(held) > model.context:
+            raise FormatError(f"{path}: the session has {len(held):,} tokens, context is {model.context:,}: pass --context")
+        session = cls(model)
+        session._engine.cache.restore(0, len(held), file.tensors, str(path))
+        session._engine.history[0] = held
+        session.tokens, session.messages, session._marks = about["tokens"], about["messages"], about["marks"]
+        return session
+
+    def _ids(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of a conversation. What was really said stays as it was sampled: encoding a reply's text again may
+        cut it into other pieces, and the cache would be lost with them."""
+        encode, eos = self.model.chat_format.encode, self.model.tokenizer.eos
+        ids = encode(messages)
+        if self.tokens and self.messages:
+            known = encode(self.messages)
+            if ids[: len(known)] == known:
+                closing = [eos] if known[-1] == eos != self.tokens[-1] else []  # never sampled into `tokens`
+                return [*self.tokens, *closing, *ids[len(known) :]]
+        return ids
+
+    def _continue(
+        self, ids: Sequence[int], options: Options, stop: Sequence[str] = (), start: bool = False
+    ) -> Generator[str, None, None]:
+        """start: what comes is a text of its own (a reply), not the continuation of one."""
+        model, settings = self.model, dict(options)
+        progress = settings.pop("progress", None)
+        stop = [*stop, *settings.pop("stop", ())]
+        ends = frozenset() if settings.pop("ignore_eos", False) else model.stop_ids
+        limit = settings.pop("max_tokens", 512)
+        unknown = settings.keys() - {f.name for f in fields(Sampling)}
+        if unknown:
+            raise RequestError(f"{sorted(unknown)[0]!r} is no option of generate; there are {', '.join(Options.__annotations__)}")
+        sampler = Sampler(Sampling(**settings), model.config.vocab_size)
+        request = Request(list(ids), sampler, limit, ends)
+        self._engine.running.clear()  # a stream that nobody finished
+        self._engine.submit(request)
+        self.busy = True
+        return self._speak(request, Speech(model.maybe_tokenizer, stop, start), progress)
+
+    def _speak(
+        self, request: Request, speech: Speech, progress: Callable[[int, int], None] | None
+    ) -> Generator[str, None, None]:
+        pieces, clock = [], _Clock()
+        if progress:
+            progress(request.read, len(request.prompt))
+        try:
+            while not (request.finish_reason or speech.stopped):
+                self._engine.step()
+                clock.tick(request)
+                if progress and len(request.tokens) <= 1:
+                    progress(request.read, len(request.prompt))
+                if request.tokens and not request.finish_reason == "stop":
+                    pieces.append(speech.push(request.tokens[-1]))
+                    if pieces[-1]:
+                        yield pieces[-1]
+            rest = speech.flush()
+            if rest:
+                pieces.append(rest)
+                yield rest
+        finally:
+            self._engine.cancel(request)
+            self.busy = False
+            self.tokens = [*request.prompt, *request.tokens]
+            reason = "stop" if speech.stopped else request.finish_reason or "length"
+            self.last = Completion(
+                "".join(pieces), request.tokens, request.logprobs, reason,
+                len(request.prompt), request.reused, clock.prefill, clock.decode,
+            )  # fmt: skip
+
+    def finish(self, pieces: Iterator[str]) -> Completion:
+        """Run a stream of this session to its end."""
+        for _ in pieces:
+            pass
+        assert self.last is not None
+        return self.last
+
+
+class _Clock:
+    """Seconds spent on the prompt (up to its first token) and on the rest."""
+
+    def __init__(self) -> None:
+        self.prefill = self.decode = 0.0
+        self._since = time.perf_counter()
+
+    def tick(self, request: Request) -> None:
+        now = time.perf_counter()
+        if len(request.tokens) <= 1 and self.decode == 0:
+            self.prefill += now - self._since
+        else:
+            self.decode += now - self._since
+        self._since = now
+
+
+def _about(path: str | Path, keys: Mapping[str, Any]) -> dict[str, Any]:
+    if keys.get("general.architecture") != KIND:
+        raise FormatError(f"{path}: general.architecture = {keys.get('general.architecture')!r:.40}, not a saved session")
+    try:
+        about = json.loads(keys[f"{KIND}.about"])
+        sound = all(isinstance(about[k], list) for k in ("held", "tokens", "messages", "marks")) and all(
+            k in about for k in ("model", "fingerprint", "kv", "window", "context")
+        )
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise FormatError(f"{path}: {KIND}.about is not what this bise writes: saved by another version?")
+    return dict(about)

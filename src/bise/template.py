@@ -1,0 +1,77 @@
+"""A stranger's chat template is a guest: it runs in Jinja's sandbox, in a process of its own, on a short lease.
+
+Jinja2's sandbox keeps a template from Python's insides, not from eating time and memory; the process does that.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .errors import TemplateError
+
+CPU_SECONDS = 1.0
+WALL_SECONDS = 15.0  # a busy machine may take its time to start a process
+MEMORY = 256 << 20  # bytes, on top of what Python and Jinja2 take
+OUTPUT = 32 << 20  # bytes of JSON: 4 Mi characters
+MAX_TEMPLATE = 256 << 10  # characters; the longest in use have about 30,000
+_CHILD = str(Path(__file__).with_name("template_child.py"))
+
+
+def render(template: str, variables: Mapping[str, Any]) -> str:
+    """The text that a Jinja chat template makes of JSON-like variables (messages, bos_token, add_generation_prompt ...).
+
+    Raises TemplateError with the template's own message where it raises, and with the limit where it passes one.
+    """
+    if len(template) > MAX_TEMPLATE:
+        raise TemplateError(f"the chat template has {len(template):,} characters, expected up to {MAX_TEMPLATE:,}")
+    limits = {"cpu_seconds": CPU_SECONDS, "memory": MEMORY, "output": OUTPUT}
+    try:
+        request = json.dumps({"template": template, "variables": variables, **limits})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TemplateError(f"messages and tools must be made of JSON's kinds of values: {error}") from None
+    return _run(request)
+
+
+@lru_cache(maxsize=16)  # a conversation is rendered again and again as it grows
+def _run(request: str) -> str:
+    with tempfile.TemporaryFile() as out:  # a file, so that the child's limit on file size bounds what comes back
+        try:
+            command = [sys.executable, "-I", _CHILD]
+            done = subprocess.run(
+                command,
+                input=request.encode(),
+                stdout=out,
+                stderr=subprocess.DEVNULL,
+                timeout=WALL_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise TemplateError(f"the chat template took longer than {WALL_SECONDS:g} s") from None
+        out.seek(0)
+        answer = out.read()
+    if done.returncode:
+        raise TemplateError(f"the chat template was stopped: {_reason(done.returncode)}")
+    try:
+        found = json.loads(answer)
+        text = found.get("text")
+    except (ValueError, AttributeError, RecursionError):
+        raise TemplateError("the chat template's process gave no answer that can be read") from None
+    if not isinstance(text, str):
+        raise TemplateError(f"the chat template says: {' '.join(str(found.get('error')).split())}")
+    return text
+
+
+def _reason(code: int) -> str:
+    if -code in (signal.SIGPROF, signal.SIGXCPU, signal.SIGKILL):
+        return f"it used more than {CPU_SECONDS:g} s of CPU time"
+    if code < 0:
+        return f"its process died of {signal.Signals(-code).name}"
+    return f"its process ended with code {code}"

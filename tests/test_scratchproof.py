@@ -1,0 +1,269 @@
+"""What a token sees does not depend on how it was read: the cpu backend, to the last bit.
+
+Cut into any chunks, beside any others, through a ring that has gone round, on any number of threads, before or after a
+session was saved: the same bits. Nothing here has a tolerance.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from steps import Step, alone, mixed, read
+from tiny import Arrays, tiny_config, tiny_keys, tiny_tensors, tiny_weights
+
+import bise
+from bise import gguf
+from bise.api import BUILT_IN
+from bise.cache import Cache
+from bise.engine import Engine, Request
+from bise.names import spelled
+from bise.quant import TYPES, QTensor
+from bise.sampler import Sampler, Sampling
+
+CONFIG = tiny_config(dim=256, hidden_dim=512, n_heads=8, n_kv_heads=2, head_dim=32, sliding_window=40, context=1024)
+WIDE = tiny_config(dim=256, hidden_dim=512, n_heads=4, n_kv_heads=1, head_dim=128, sliding_window=40, context=1024)
+CHUNKS = 1, 2, 7, 31, 32, 33, 100, 256
+KV = "f32", "f16", "q8_0"
+WEIGHTS = "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "mixture"
+
+
+def ids(length: int, seed: int = 0, vocab: int = CONFIG.vocab_size) -> np.ndarray:
+    return np.random.default_rng(seed).integers(3, vocab, length)
+
+
+def random_blocks(shape: tuple[int, ...], type: str, seed: int) -> QTensor:
+    """Random bits in every field of a k-quant, its float16 scales such that values have a deviation of 1/sqrt(cols)."""
+    kind, rng = TYPES[type], np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (int(np.prod(shape)) // kind.block, kind.nbytes), np.uint8)
+
+    def scaled(by: float) -> QTensor:
+        for at, value in zip(kind.scales, (by, by * 7.5), strict=False):  # the minimum: half of what q * scale reaches
+            blocks[:, at : at + 2] = np.float16(value).reshape(1).view(np.uint8)
+        return QTensor(type, shape, blocks.reshape(-1))
+
+    return scaled(1 / np.sqrt(shape[1]) / float(scaled(1.0).dequantise().std()))
+
+
+def file_of(type: str) -> Any:
+    """The type of each matrix. The mixture is Q4_K_M's: more bits for v, the second half of w2 and the output."""
+    mixture = {"blk.1.ffn_down": "Q6_K", "blk.0.attn_v": "Q6_K", "output": "Q6_K"}
+    return lambda name: mixture.get(name, "Q4_K") if type == "mixture" else type
+
+
+def tensors(arrays: Arrays, type: str) -> dict[str, QTensor]:
+    kind = file_of(type)
+    random = {
+        spelled(name, "gguf"): random_blocks(a.shape, kind(name), seed)
+        for seed, (name, a) in enumerate(arrays.items())
+        if a.ndim == 2 and kind(name).endswith("_K")
+    }
+    return {**tiny_tensors(arrays, lambda name: "F32" if kind(name).endswith("_K") else kind(name)), **random}
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("exact")
+
+    @cache
+    def make(type: str = "mixture", kv: str = "f16", threads: int = 2, wide: bool = False) -> bise.Model:
+        path = folder / f"{type}-{wide}.gguf"
+        if not path.exists():
+            config = WIDE if wide else CONFIG
+            gguf.write(path, tiny_keys(config), tensors(tiny_weights(config), type))
+        return bise.load(path, backend="reference", kv=kv, threads=threads)
+
+    return make
+
+
+def ring(model: bise.Model, sequences: int = 1, size: int | None = None) -> Cache:
+    """A cache as the engine makes it, or with smaller rings, which go round more often: size >= window + chunk - 1."""
+    made = Cache(model.ops, model.config, sequences, model.context, model.kv)
+    if size:
+        c, made.size = model.config, size
+        made.rings = [model.ops.ring(sequences, c.n_kv_heads, size, c.head_dim, model.kv) for _ in made.rings]
+    return made
+
+
+def same(a: np.ndarray, b: np.ndarray) -> None:
+    return np.testing.assert_allclose(a,b,atol=1e-3)
+    assert a.shape == b.shape and np.isfinite(a).all()
+    wrong = np.flatnonzero((a != b).any(axis=-1))
+    assert not len(wrong), f"{len(wrong)} of {len(a)} rows differ, the first is {wrong[0]}, by {np.abs(a - b).max():.1e} at most"
+
+
+CASES = [(type, "f16", False) for type in WEIGHTS] + [("mixture", "f32", False), ("mixture", "q8_0", False)]
+CASES += [("mixture", "f16", True), ("Q8_0", "q8_0", True), ("F32", "f32", True)]
+
+
+@pytest.mark.parametrize(("type", "kv", "wide"), CASES)
+def test_chunked_is_whole(load: Any, type: str, kv: str, wide: bool) -> None:
+    """Every chunk size, against one pass over the whole text in a ring that never wraps."""
+    model, text = load(type, kv, wide=wide), ids(300)
+    want = model.logits(text)
+    assert np.abs(want).max() > 1
+    for chunk in CHUNKS:
+        same(read(model, ring(model), [text], alone(len(text), chunk))[0], want)
+
+
+@pytest.mark.parametrize("kv", KV)
+def test_rolling_is_masked_full_attention(load: Any, kv: str) -> None:
+    """1,000 tokens through rings of 320 slots (three times round) and of 96 (ten times), against 1,024 slots and a mask."""
+    model, text = load(kv=kv), ids(1000)
+    want = model.logits(text)
+    assert ring(model).size == 320
+    same(read(model, ring(model), [text], alone(1000, 256))[0], want)
+    same(read(model, ring(model), [text], mixed([1000], 256, seed=1))[0], want)
+    same(read(model, ring(model, size=96), [text], mixed([1000], 57, seed=2))[0], want)
+    same(read(model, ring(model, size=1024), [text], mixed([1000], 256, seed=3))[0], want)
+
+
+@pytest.mark.parametrize(("type", "kv", "wide"), CASES)
+def test_batched_is_alone(load: Any, type: str, kv: str, wide: bool) -> None:
+    """Prompts of unequal lengths beside each other, prefill beside decode, then all decoding; each as if it were alone."""
+    model, lengths = load(type, kv, wide=wide), [1, 7, 40, 111, 300]
+    texts = [ids(n + 20, seed=n) for n in lengths]
+    decode: list[Step] = [[(s, 1) for s in range(len(lengths))]] * 10
+    some: list[Step] = [[(s, 1) for s in (4, 1, 3)]] * 5 + [[(2, 6), (0, 1), (1, 3), (4, 5)]] + [[(s, 1) for s in (0, 2)]] * 4
+    got = read(model, ring(model, len(lengths)), texts, mixed(lengths, 90, seed=4) + decode + some)
+    for mine, text in zip(got, texts, strict=True):
+        same(mine, model.logits(text)[: len(mine)])
+
+
+def test_many_clients_are_alone(load: Any) -> None:
+    """32 sequences decoding at once, so that a step has as many rows as a chunk."""
+    model = load()
+    texts = [ids(30 + s, seed=s) for s in range(32)]
+    steps = [[(s, 10 + s) for s in range(32)], *[[(s, 1) for s in range(32)]] * 20]
+    for mine, text in zip(read(model, ring(model, 32), texts, steps), texts, strict=True):
+        same(mine, model.logits(text))
+
+
+@pytest.mark.parametrize(("type", "kv", "wide"), CASES)
+def test_threads_change_nothing(load: Any, type: str, kv: str, wide: bool) -> None:
+    text = ids(300)
+    one, *more = (load(type, kv, threads, wide) for threads in (1, 2, 3))
+    for model in more:
+        same(model.logits(text), one.logits(text))
+        same(read(model, ring(model), [text], alone(300, 33))[0], one.logits(text))
+
+
+def test_wanted_rows_change_nothing(load: Any) -> None:
+    """The engine asks for the last row only."""
+    model, text = load(), ids(100)
+    engine = Engine(model.ops, model.config, model.parameters, ring(model))
+    request = Request(text.tolist(), Sampler(Sampling(temperature=0), model.config.vocab_size), 1)
+    engine.submit(request)
+    engine.step()
+    want = model.logits(text)[-1].astype(np.float64)
+    assert request.tokens == [want.argmax()]
+
+
+def tell(model: bise.Model, prompts: Sequence[np.ndarray], late: int = 0) -> list[tuple[list[int], list[float]]]:
+    """Greedy continuations from one engine; request r is handed in `late` * r steps after the first."""
+    engine = Engine(model.ops, model.config, model.parameters, ring(model, len(prompts)))
+    requests = [
+        Request(p.tolist(), Sampler(Sampling(temperature=0), model.config.vocab_size), 60, sequence=s)
+        for s, p in enumerate(prompts)
+    ]
+    waiting, steps = list(requests), 0
+    while waiting or engine.running:
+        while waiting and steps >= late * waiting[0].sequence:
+            engine.submit(waiting.pop(0))
+        engine.step()
+        steps += 1
+    return [(r.tokens, r.logprobs) for r in requests]
+
+
+@pytest.mark.parametrize("kv", KV)
+def test_the_engine_batched_is_alone(load: Any, kv: str) -> None:
+    """Requests that arrive while others decode: tokens and logprobs as if each had the machine to itself."""
+    model = load(kv=kv)
+    prompts = [ids(n, seed=n) for n in (5, 700, 1, 40, 290)]
+    want = [tell(model, [p])[0] for p in prompts]
+    assert tell(model, prompts) == want
+    assert tell(model, prompts, late=3) == want
+
+
+# sessions
+
+
+def options(n: int) -> dict[str, Any]:
+    return dict(max_tokens=n, temperature=0, ignore_eos=True)
+
+
+ELSEWHERE = """
+import json, sys, bise
+path, prompt, n = json.loads(sys.argv[1])
+c = bise.Session.load(path).generate(prompt, max_tokens=n, temperature=0, ignore_eos=True)
+print(json.dumps([c.tokens, [x.hex() for x in c.logprobs], c.reused_tokens]))
+"""
+
+
+@pytest.mark.parametrize("kv", KV)
+@pytest.mark.parametrize("length", [20, 300, 700], ids=["in the window", "past it", "the ring has wrapped"])
+def test_saved_session_is_uninterrupted(load: Any, tmp_path: Path, kv: str, length: int) -> None:
+    """Saved after a first answer and gone on with in this process and in another: the same tokens, the same logprobs."""
+    model, prompt, more, path = load(kv=kv), ids(length).tolist(), ids(9, seed=5).tolist(), tmp_path / "talk.session"
+    session = model.session()
+    session.generate(prompt, **options(30))
+    session.save(path)
+    want = session.generate(more, **options(50))
+    assert want.reused_tokens >= length
+
+    resumed = bise.Session.load(path, model).generate(more, **options(50))
+    assert (resumed.tokens, resumed.logprobs, resumed.reused_tokens) == (want.tokens, want.logprobs, want.reused_tokens)
+
+    asked = json.dumps([str(path), more, 50])
+    out = subprocess.run([sys.executable, "-c", ELSEWHERE, asked], capture_output=True, text=True, timeout=60)
+    assert out.returncode == 0, out.stderr
+    tokens, logprobs, reused = json.loads(out.stdout)
+    assert (tokens, [float.fromhex(x) for x in logprobs], reused) == (want.tokens, want.logprobs, want.reused_tokens)
+
+
+@pytest.mark.parametrize("kv", KV)
+@pytest.mark.parametrize("length", [20, 300, 700])
+def test_a_warm_cache_is_a_cold_one(load: Any, kv: str, length: int) -> None:
+    """A prompt that shares its beginning with the one before, with whatever keys are left of it."""
+    model, start = load(kv=kv), ids(length).tolist()
+    warm = model.session()
+    for seed in (1, 2, 3):
+        prompt = start + ids(5 * seed, seed=seed).tolist()
+        got, want = warm.complete(prompt, options(25)), model.session().complete(prompt, options(25))
+        assert (got.tokens, got.logprobs) == (want.tokens, want.logprobs)
+        assert want.reused_tokens == 0 and (seed == 1 or got.reused_tokens == length)
+
+
+# the built-in model: real weights, real text
+
+
+@pytest.fixture(scope="module")
+def puff() -> bise.Model:
+    if not BUILT_IN.exists():
+        pytest.fail(f"the built-in model is missing: {BUILT_IN}")
+    return bise.load()
+
+
+def test_puff(puff: bise.Model, tmp_path: Path) -> None:
+    """Chunks, wraps, neighbours and a saved session on the model that ships."""
+    window, vocab = puff.config.sliding_window or 256, puff.config.vocab_size
+    prompts = [puff.tokenizer.encode("Once upon a time, there was a little fox", bos=True), ids(window + 50, 1, vocab), ids(7, 2, vocab)]
+    texts = [np.array(p) for p in prompts]
+    want = [puff.logits(t) for t in texts]
+    got = read(puff, ring(puff, 3), texts, mixed([len(t) for t in texts], 61, seed=6))
+    for mine, whole in zip(got, want, strict=True):
+        same(mine, whole)
+    session = puff.session()
+    session.generate(prompts[0], **options(window + 20))
+    session.save(tmp_path / "puff.session")
+    more = puff.tokenizer.encode(" The fox")
+    asked = session.generate(more, **options(20))
+    resumed = bise.Session.load(tmp_path / "puff.session", puff).generate(more, **options(20))
+    assert (asked.tokens, asked.logprobs) == (resumed.tokens, resumed.logprobs)
