@@ -1,7 +1,7 @@
 """stories260K, a small real model (karpathy/tinyllamas), from llama2.c's file into the two layouts that bise reads.
 
-The layout, from ../shared/data/tinyllamas_stories260K/SOURCE.txt: seven int32 (dim, hidden, layers, heads, kv_heads, vocab,
-context), then float32 tensors, each kind for all layers at once, in Meta's (so Mistral's) order of q and k rows.
+The layout, from its SOURCE.txt in ../shared/data: seven int32 (dim, hidden, layers, heads, kv_heads, vocab, context),
+then float32 tensors, each kind for all layers at once, in Meta's (so Mistral's) order of q and k rows.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from tiny import Arrays, tiny_keys, tiny_tensors, write_tiny_mistral
 
 from bise import gguf
 from bise.config import Config
+from tiny import Arrays, tiny_keys, tiny_tensors, write_tiny_mistral
 
 UNKNOWN, CONTROL, BYTE, NORMAL = 2, 3, 6, 1
 
@@ -40,7 +40,7 @@ def tensors(path: Path) -> tuple[Config, Arrays]:
 
 
 def vocabulary(path: Path) -> dict[str, object]:
-    """tok512.bin -> tokenizer.ggml.* keys. llama2.c writes a space for SentencePiece's mark, and newlines around <s>, </s>."""
+    """tok512.bin -> tokenizer.ggml.* keys. llama2.c has spaces for SentencePiece's mark and newlines round <s>."""
     raw, at = path.read_bytes(), 4
     pieces, scores = [], []
     while at < len(raw):

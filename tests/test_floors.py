@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "src" / "bise"
 FLOORS = [
     {"errors"},
     {"ops", "quant", "_kernels"},
-    {"config", "names", "disk", "gguf", "safetensors", "weights", "protobuf", "vocab", "tokenizer", "template", "chat", "hub"},
+    {"config", "names", "disk", "gguf", "safetensors", "weights", "protobuf", "vocab", "tokenizer", "template", "template_child", "instruct", "chat", "hub"},
     {"model", "cache"},
     {"sampler", "speech", "engine"},
     {"bench"},

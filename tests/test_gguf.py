@@ -10,13 +10,13 @@ from typing import Any
 import gguf as official
 import numpy as np
 import pytest
-from tiny import tiny_config, tiny_keys, tiny_tensors, tiny_vocabulary, tiny_weights, write_tiny_gguf
 
 from bise import gguf
 from bise.disk import replacing
 from bise.errors import BiseError, FormatError, RequestError, UnsupportedError
 from bise.quant import Planned, QTensor, quantise
 from bise.weights import Weights
+from tiny import tiny_config, tiny_keys, tiny_tensors, tiny_vocabulary, tiny_weights, write_tiny_gguf
 
 KEYS: dict[str, Any] = {
     "general.architecture": "llama",
@@ -157,7 +157,12 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The temporary file is swapped for /dev/full, so that the first flush fails as on a full disk."""
-    monkeypatch.setattr("bise.disk.os.fdopen", lambda fd, mode: os.close(fd) or open("/dev/full", "wb"))
+
+    def full(fd: int, mode: str) -> Any:
+        os.close(fd)
+        return Path("/dev/full").open(mode)
+
+    monkeypatch.setattr("bise.disk.os.fdopen", full)
     with pytest.raises(BiseError, match="No space left on device"):
         gguf.write(tmp_path / "t.gguf", {}, {"t": quantise(np.zeros((64, 4096)), "F32")})
     assert list(tmp_path.iterdir()) == []
@@ -211,11 +216,11 @@ def test_split_files_that_do_not_belong_together(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"split.no, split.count = \(0, 2\), expected \(1, 2\)"):
         gguf.GGUF(first)
     gguf.write(second, {"split.no": 1, "split.count": 2}, {})
-    with pytest.raises(FormatError, match="split.tensors.count = 21, the parts hold 11"):
+    with pytest.raises(FormatError, match=r"split\.tensors\.count = 21, the parts hold 11"):
         gguf.GGUF(first)
     second.write_bytes(whole)
     other = first.rename(tmp_path / "renamed.gguf")
-    with pytest.raises(FormatError, match="expected a name that ends in -00001-of-00002.gguf"):
+    with pytest.raises(FormatError, match=r"expected a name that ends in -00001-of-00002\.gguf"):
         gguf.GGUF(other)
 
 
@@ -225,5 +230,5 @@ def test_a_type_that_is_not_run_is_named(tmp_path: Path) -> None:
     raw = bytearray((tmp_path / "t.gguf").read_bytes())
     at = raw.index((256).to_bytes(8, "little") + (2).to_bytes(8, "little")) + 16
     raw[at] = 16
-    with pytest.raises(UnsupportedError, match="tensor 't' has type IQ2_XXS, bise reads F32, F16, BF16, Q4_0"):
+    with pytest.raises(UnsupportedError, match="tensor 't' is IQ2_XXS, bise reads F32, F16, BF16, Q4_0"):
         gguf.parse(bytes(raw), len(raw), "t.gguf")

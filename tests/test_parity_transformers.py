@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from steps import Step, alone, mixed, one_torch_thread, read  # noqa: F401
 
 import bise
 from bise.cache import Cache, whole
 from bise.model import forward
 from bise.names import canonical, interleaved, turned
+from steps import Step, alone, mixed, one_torch_thread, read  # noqa: F401
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")

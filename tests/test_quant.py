@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
 
 from bise.errors import FormatError, RequestError
 from bise.quant import TYPES, QTensor, nbytes, quantise
+from bise.weights import Weights
+from tiny import tiny_config, tiny_weights, write_tiny_gguf
 
 ALL = list(TYPES)
 QUANTISED = [name for name in ALL if TYPES[name].scales]
@@ -44,6 +48,36 @@ def test_dequantise_is_the_gguf_package_s_bit_for_bit(name: str, shape: tuple[in
     theirs = gguf.quants.dequantize(tensor.data.reshape(shape[0], -1), ggml(name)).astype(np.float32).reshape(shape)
     assert ours.dtype == np.float32 and ours.shape == shape
     assert np.array_equal(ours.view(np.uint32), theirs.view(np.uint32))
+
+
+# llama.cpp's number of the file type, and the largest relative error (RMS of the error over RMS of the weights)
+BY_LLAMA_CPP = {
+    "Q4_0": (2, 0.11), "Q4_1": (3, 0.10), "Q5_0": (8, 0.06), "Q5_1": (9, 0.05), "Q8_0": (7, 0.01), "Q2_K": (10, 0.35),
+    "Q3_K": (12, 0.20), "Q4_K": (15, 0.09), "Q5_K": (17, 0.05), "Q6_K": (18, 0.03), "IQ4_NL": (25, 0.10),
+    "IQ4_XS": (30, 0.10),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BY_LLAMA_CPP)
+def test_what_llama_cpp_quantised_comes_back_near_and_as_the_gguf_package_has_it(name: str, tmp_path: Path) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    config = tiny_config(n_layers=1, dim=256, head_dim=64, hidden_dim=512)
+    arrays = tiny_weights(config)
+    source, target = write_tiny_gguf(tmp_path / "f32.gguf", config, arrays), tmp_path / "q.gguf"
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, most = BY_LLAMA_CPP[name]
+    assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), params) == 0
+    seen = False
+    theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(target).tensors}
+    for own, tensor in Weights.open(target).items():
+        found = theirs[f"{own}.weight"]
+        expected = gguf.quants.dequantize(found.data, found.tensor_type).astype(np.float32).reshape(tensor.shape)
+        assert np.array_equal(tensor.dequantise().view(np.uint32), expected.view(np.uint32)), own
+        if tensor.type == name:
+            error = tensor.dequantise() - arrays[own]
+            assert np.sqrt(np.mean(error**2) / np.mean(arrays[own] ** 2)) < most, own
+            seen = True
+    assert seen, name
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -104,7 +138,7 @@ def test_a_bad_value_is_found_with_its_row(name: str, bad: float) -> None:
 
 
 def test_faults_are_found_past_the_first_strip(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bise.quant.STRIP", 16)
+    monkeypatch.setattr("bise.quant.GLANCE", 16)
     x = np.zeros((8, 40), np.float32)
     x[5, 7] = x[6, 1] = np.nan
     assert quantise(x, "F32").faults() == (2, 5)

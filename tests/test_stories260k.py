@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import stories260k
-from steps import one_torch_thread  # noqa: F401
 
 import bise
+import stories260k
+from steps import one_torch_thread  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 LENGTH = 200  # tokens of the published greedy text, from <s> alone

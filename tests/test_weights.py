@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import tiny_config, tiny_keys, tiny_tensors, tiny_weights, write_tiny_gguf, write_tiny_hf, write_tiny_mistral
 
 from bise import gguf
 from bise.errors import BiseError, FormatError, UnsupportedError
 from bise.ops import load_ops
 from bise.quant import Planned, QTensor, quantise
 from bise.weights import Weights, expected_shapes
+from tiny import tiny_config, tiny_keys, tiny_tensors, tiny_weights, write_tiny_gguf, write_tiny_hf, write_tiny_mistral
 
 CONFIG = tiny_config(sliding_window=64)
 ARRAYS = tiny_weights(CONFIG)
@@ -145,7 +145,7 @@ def test_types_and_their_shares(tmp_path: Path) -> None:
     weights = Weights.open(write_tiny_gguf(tmp_path / "t.gguf", CONFIG, ARRAYS, types))
     found = weights.types()
     assert found["Q8_0"] == (1, 288 * 64 // 32 * 34) and found["Q4_0"] == (1, 288 * 64 // 32 * 18)
-    assert sum(count for count, _ in found.values()) == len(weights) and list(found)[0] == "F32"
+    assert sum(count for count, _ in found.values()) == len(weights) and next(iter(found)) == "F32"
 
 
 def test_missing_tensors_are_named_up_to_three(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_wrong_shape_is_refused_with_both(tmp_path: Path) -> None:
 def test_a_folder_with_several_models_asks_which(tmp_path: Path) -> None:
     for name in "abcd":
         write_tiny_gguf(tmp_path / f"{name}.gguf", CONFIG, ARRAYS)
-    with pytest.raises(FormatError, match="holds 4 models, name one of them: a.gguf, b.gguf, c.gguf and 1 more"):
+    with pytest.raises(FormatError, match=r"holds 4 models, name one of them: a\.gguf, b\.gguf, c\.gguf and 1 more"):
         Weights.open(tmp_path)
 
 

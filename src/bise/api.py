@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -137,19 +138,22 @@ def plan(weights: Weights, config: Config, context: int, kv: str) -> str:
     )
 
 
-def find(path: str | Path | None) -> Path:
-    """A local path as it is; None is the built-in model; otherwise a hub id, downloaded if it is not here yet."""
+def find(path: str | Path | None, progress: Callable[[int, int], None] | None = None) -> Path:
+    """A local path as it is; None is the built-in model; otherwise a hub id, downloaded if it is not here yet
+    (progress is called with the bytes here, and in all)."""
     if path is None:
         return BUILT_IN
     if Path(path).exists() or not _looks_like_id(str(path)):
         return Path(path)
     from .hub import pull
 
-    return pull(str(path))
+    return pull(str(path), progress)
 
 
 def _looks_like_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith(".gguf")
+    """ORG/REPO, ORG/REPO:TYPE or ORG/REPO/FILE.gguf, unless ORG is a folder here: then it is a path that is wrong."""
+    form = re.fullmatch(r"([\w-][\w.-]*)/[\w.-]+(:[\w.-]+|/[\w./-]+\.gguf)?", name)
+    return bool(form) and not Path(form[1]).exists() and not (form[2] is None and name.endswith((".gguf", ".safetensors")))  # type: ignore[index]
 
 
 def _windowed(config: Config, window: int | str | None) -> Config:

@@ -1,14 +1,15 @@
 """Messages to ids: Mistral's formats natively, any other model's Jinja template as a guest in the sandbox.
 
 Messages are as in OpenAI's API: {"role": "system" | "user" | "assistant" | "tool", "content": text, "tool_calls",
-"tool_call_id"}. Neighbours of one role are merged; {"role": "assistant", "prefix": True} at the end is continued.
+"tool_call_id"}. System messages are gathered into one prompt, neighbours of one role are merged, and
+{"role": "assistant", "prefix": True} at the end is continued.
 
 What a guest template prints is text in which control tokens are spelled out, so contents must not spell any. A mark
 (a private-use character that occurs nowhere else) is put into every text that comes from a message before the
-template sees it: after each character that begins a control token's name, before each that ends one, and after the first
-character of the text. No name can then come about from a content, alone or together with what stands beside it. The
-printed text is split at control tokens, then the marks are taken out. A template may still spell roles in plain text
-("<|user|>" in Zephyr): as in Mistral's v1, that much a user can type too.
+template sees it: after each character that begins a control token's name, before each that ends one, and after the
+first character of the text. No name can then come about from a content, alone or together with what stands beside it.
+The printed text is split at control tokens, then the marks are taken out. A template may still spell roles in plain
+text ("<|user|>" in Zephyr): as in Mistral's v1, that much a user can type too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from . import instruct
 from .disk import read_small
 from .errors import RequestError, TemplateError
 from .instruct import Turn
-from .template import MAX_TEMPLATE, render
+from .template import render
 from .tokenizer import MAX_FILE, TURN_ENDS, Tokenizer
 from .vocab import parse_json
 
@@ -58,8 +59,8 @@ class ChatFormat:
     def detect(tokenizer: Tokenizer, template: str | None = None) -> ChatFormat | None:
         """None: a base model, which has no format of its own (`named` gives it one by request).
 
-        A vocabulary with the control token [INST] speaks v3 (v2 only by request: the two share their tokens). A template
-        that prints what Mistral's does, spaces aside, stands for the native format; any other template is a guest.
+        A vocabulary with the control token [INST] speaks v3 (v2 only by request: the two share their tokens). A
+        template that prints what Mistral's does, spaces aside, stands for the native format; any other is a guest.
         """
         native = 3 if "[INST]" in tokenizer.control else 1
         if not template:
@@ -109,7 +110,7 @@ def find_template(weights: Weights) -> str | None:
     if weights.layout == "gguf":
         return _text(weights.metadata.get("tokenizer.chat_template"))
     if (path := weights.path / "chat_template.jinja").exists():
-        return read_small(path, MAX_TEMPLATE).decode(errors="replace")
+        return read_small(path, MAX_FILE).decode(errors="replace")
     if (path := weights.path / "tokenizer_config.json").exists():
         return _text(parse_json(read_small(path, MAX_FILE), path.name).get("chat_template"))
     return None

@@ -84,9 +84,9 @@ class Config:
         """From a GGUF file's keys. Raises UnsupportedError for architectures that bise does not run."""
         arch = keys.get("general.architecture")
         if arch not in ("llama", "mistral"):
-            raise UnsupportedError(f"general.architecture = {arch!r}: bise runs Mistral 7B and dense Llama shapes (llama)")
+            raise UnsupportedError(f"general.architecture = {arch!r:.40}: bise runs Mistral 7B and dense Llama shapes (llama)")
         if keys.get(f"{arch}.expert_count", 0):
-            raise UnsupportedError(f"{arch}.expert_count = {keys[f'{arch}.expert_count']}: a mixture of experts (Mixtral); "
+            raise UnsupportedError(f"{arch}.expert_count = {keys[f'{arch}.expert_count']!r:.40}: a mixture of experts (Mixtral); "
                                    "bise runs dense models")  # fmt: skip
         read = _Fields(keys, f"{arch}.", key=f"{arch}.")
         dim, heads = read.count("embedding_length"), read.count("attention.head_count")
@@ -118,12 +118,12 @@ class Config:
         """From Hugging Face's config.json (transformers 4 and 5 spell RoPE differently)."""
         kind = config.get("model_type")
         if kind not in ("mistral", "llama"):
-            raise UnsupportedError(f"config.json: model_type = {kind!r}, bise runs mistral and dense llama models")
+            raise UnsupportedError(f"config.json: model_type = {kind!r:.40}, bise runs mistral and dense llama models")
         if config.get("hidden_act", "silu") != "silu":
-            raise UnsupportedError(f"config.json: hidden_act = {config['hidden_act']!r}, bise runs silu")
+            raise UnsupportedError(f"config.json: hidden_act = {config['hidden_act']!r:.40}, bise runs silu")
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(rope, Mapping):
-            raise FormatError(f"config.json: rope_parameters = {rope!r}, expected an object")
+            raise FormatError(f"config.json: rope_parameters = {rope!r:.40}, expected an object")
         read = _Fields(config, "config.json: ")
         dim, heads = read.count("hidden_size"), read.count("num_attention_heads")
         theta = _Fields({**config, **rope}, "config.json: ").number("rope_theta", 10_000.0)
@@ -207,7 +207,7 @@ def _rope_factor(kind: Any, factor: float) -> float:
         return 1.0
     if kind == "linear":
         return factor
-    raise UnsupportedError(f"RoPE scaling {kind!r} is not run here: bise knows none and linear")
+    raise UnsupportedError(f"RoPE scaling {kind!r:.40} is not run here: bise knows none and linear")
 
 
 def _expect(name: str, value: Any, least: int, most: int) -> int:
@@ -231,6 +231,6 @@ class _Fields:
     def number(self, name: str, default: float) -> float:
         value = self.source.get(self.key + name)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
             raise FormatError(f"{self.shown}{name} = {value!r:.40}, expected a finite number")
         return float(value)

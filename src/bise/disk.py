@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import BiseError, FormatError
 
@@ -36,15 +37,15 @@ class Mapped:
         self.path = Path(path)
         fd = _open_regular(self.path)
         try:
-            self.size = os.fstat(fd).st_size
-            if self.size == 0:
+            if os.fstat(fd).st_size == 0:
                 raise FormatError(f"{self.path}: the file is empty (0 bytes): download it again")
             self._map = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise FormatError(f"{self.path}: cannot be mapped: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            raise FormatError(f"{self.path}: cannot be mapped: {error}") from None
         finally:
             os.close(fd)
-        self.data: np.ndarray = np.frombuffer(self._map, np.uint8)
+        self.size = len(self._map)
+        self.data: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
 
     def forget(self, part: np.ndarray) -> None:
         """Drop the pages of `part`, a view of `data`, from this process's memory; they are read again if touched."""

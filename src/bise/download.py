@@ -1,24 +1,26 @@
 """One file of the Hugging Face hub into huggingface_hub's cache: taken up where it broke off, checked when it is whole.
 
-huggingface_hub throws a broken download away and checks the length only. Here the part that came stays beside the other
-blobs of the cache, and a file whose SHA-256 the hub states is hashed before it takes its place.
+huggingface_hub (2.4) throws away what a broken download brought and checks its length only. Here the part that came
+stays beside the other blobs of the cache, and a file whose SHA-256 the hub states is hashed before it takes its place.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 from urllib.parse import urlparse
 
 from .errors import BiseError
 
+ATTEMPTS = 5  # in a row that may bring nothing
+PAUSE = 1.0  # seconds, once more after each attempt that brought nothing
 Report = Callable[[int], None]  # bytes of the file that are here
 
 
@@ -77,42 +79,46 @@ def _fetch(what: str, remote: Remote, blob: Path, report: Report) -> None:
 
 
 def _receive(what: str, remote: Remote, part: Path, report: Report) -> None:
-    from huggingface_hub import constants
+    """Append what is missing; a connection that is cut is opened again as long as each one brings something."""
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP library that it uses
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
 
-    here = part.stat().st_size if part.exists() else 0
-    if here > remote.size:
-        part.unlink()
-        here = 0
-    free = shutil.disk_usage(part.parent).free
-    if remote.size - here > free:
-        raise BiseError(f"{what}: needs {remote.size - here:,} bytes, {part.parent} has {free:,} left: make room")
+    with open(part, "ab") as file:
+        here = file.tell() if file.tell() <= remote.size else file.truncate(0)
+        free = shutil.disk_usage(part.parent).free
+        if remote.size - here > free:
+            raise BiseError(f"{what}: needs {remote.size - here:,} bytes, {part.parent} has {free:,} left: make room")
+        failed = 0
+        while here < remote.size:
+            before, reason = here, "the connection was closed"
+            try:
+                for here in _stream(remote, file, here):
+                    report(here)
+            except HTTPError as error:
+                reason = " ".join(str(error).split())[:100]
+            here = file.tell()
+            failed = 0 if here > before else failed + 1
+            if failed == ATTEMPTS:
+                raise BiseError(f"{what}: broke off after {here:,} of {remote.size:,} bytes ({reason}): run the same again, "
+                                "it goes on from there")  # fmt: skip
+            if here < remote.size:
+                time.sleep(PAUSE * failed)
+
+
+def _stream(remote: Remote, file: BinaryIO, here: int) -> Iterator[int]:
+    """One connection's worth of bytes, written as they come; yields how many of the file are here."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
     ours = urlparse(remote.location).netloc == urlparse(constants.ENDPOINT).netloc
     headers = {k: v for k, v in build_hf_headers().items() if ours or k.lower() != "authorization"}  # not for a mirror
-    with _Counted(part, report) as file, _silent():
-        try:
-            http_get(remote.location, file, resume_size=here, headers=headers, expected_size=remote.size)
-        except (HTTPError, OSError) as error:
-            came = part.stat().st_size
-            reason = " ".join(str(error).split())[:100]
-            raise BiseError(
-                f"{what}: broke off after {came:,} of {remote.size:,} bytes ({reason}): run the same again, it goes on from there"
-            ) from None
-
-
-class _Counted(io.FileIO):
-    """A file to append to that reports its length."""
-
-    def __init__(self, path: Path, report: Report) -> None:
-        super().__init__(path, "ab")
-        self._report = report
-
-    def write(self, data: Any) -> int:
-        count = super().write(data)
-        self._report(self.tell())
-        return count
+    headers |= {"Accept-Encoding": "identity"} | ({"Range": f"bytes={here}-"} if here else {})
+    with get_session().stream("GET", remote.location, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+        hf_raise_for_status(response)
+        if here and response.status_code != 206:  # the server cannot begin in the middle
+            here = file.truncate(0)
+        for chunk in response.iter_raw():
+            here += file.write(chunk[: remote.size - here])
+            yield here
 
 
 def _check(what: str, remote: Remote, part: Path) -> None:

@@ -1,8 +1,8 @@
 """GGUF files, read and written (versions 2 and 3, little-endian).
 
-Source: the GGUF format specification, ggml/docs/gguf.md. A file is a header (magic, version, counts), typed keys, one
-description per tensor, and the tensors' bytes at aligned offsets. A reader must not believe any of it: here every
-number is an unbounded Python int, compared with the real size of the file before anything depends on it.
+Source: the GGUF specification, ggml/docs/gguf.md: a header (magic, version, counts), typed keys, one description per
+tensor, and the tensors' bytes at aligned offsets. A reader must not believe any of it: here every number is an
+unbounded Python int, compared with the real size of the file before anything depends on it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from .quant import TYPES, Planned, QTensor, made, nbytes
 log = logging.getLogger(__name__)
 
 MAGIC = b"GGUF"
-ALIGNMENT = 32  # of tensors, unless the key general.alignment says otherwise
 MOST_KEYS, MOST_TENSORS, MOST_PARTS, MOST_ALIGNMENT = 4096, 65_536, 1024, 65_536
 MOST_TEXT, MOST_NAME, MOST_ARRAY = 1 << 24, 1 << 16, 1 << 21  # bytes of a value, bytes of a key, elements
 
@@ -53,7 +52,6 @@ class Place:
 
 @dataclass(frozen=True)
 class Header:
-    version: int
     keys: dict[str, Any]
     tensors: dict[str, Place]
 
@@ -138,31 +136,29 @@ class _Cursor:
         raw = bytes(self.bytes(count * dtype.itemsize, what))
         if dtype.kind == "b" and not set(raw) <= {0, 1}:
             raise self.refuse(f"{what} = {max(raw)}, expected a boolean, 0 or 1")
-        found: list[Any] = np.frombuffer(raw, dtype).tolist()
-        return found
+        return list(np.frombuffer(raw, dtype).tolist())
 
 
 def parse(buffer: memoryview | bytes, size: int, name: str) -> Header:
-    """The header at the start of `buffer`, of a file that is really `size` bytes long and is called `name` in errors.
-    FormatError or UnsupportedError for everything that is not sound."""
+    """The header at the start of `buffer`; the file is really `size` bytes long and is called `name` in errors."""
     cursor = _Cursor(name, memoryview(buffer), size)
-    version = _version(cursor)
+    _check_version(cursor)
     n_tensors = cursor.count(8, "n_tensors", MOST_TENSORS, 33)  # name, dims, type and offset take at least as much
     n_keys = cursor.count(8, "n_kv", MOST_KEYS, 14)
     keys: dict[str, Any] = {}
     for i in range(n_keys):
         key = cursor.text(f"key {i}", MOST_NAME)
         if not key or key in keys:
-            raise cursor.refuse(f"key {i} {key!r} is {'there twice' if key else 'empty'}")
-        keys[key] = cursor.value(repr(key))
+            raise cursor.refuse(f"key {i} {key[:80]!r} is {'there twice' if key else 'empty'}")
+        keys[key] = cursor.value(repr(key[:80]))
     alignment = _alignment(keys, name)
     declared = dict(_tensor(cursor, i) for i in range(n_tensors))
     if len(declared) < n_tensors:
         raise cursor.refuse(f"n_tensors = {n_tensors}, but only {len(declared)} different names: some are there twice")
-    return Header(version, keys, _places(declared, _up(cursor.at, alignment), alignment, cursor))
+    return Header(keys, _places(declared, _up(cursor.at, alignment), alignment, cursor))
 
 
-def _version(cursor: _Cursor) -> int:
+def _check_version(cursor: _Cursor) -> None:
     head = bytes(cursor.buffer[:64])
     if head[:4] != MAGIC:
         raise cursor.refuse(f"not a GGUF file: it is {looks_like(head)}")
@@ -172,11 +168,10 @@ def _version(cursor: _Cursor) -> int:
         raise UnsupportedError(f"{cursor.name}: a big-endian GGUF file, bise reads little-endian ones")
     if version not in (2, 3):
         raise cursor.refuse(f"GGUF version = {version}, expected 2 or 3")
-    return version
 
 
 def _alignment(keys: Mapping[str, Any], name: str) -> int:
-    value = keys.get("general.alignment", ALIGNMENT)
+    value = keys.get("general.alignment", 32)
     sound = isinstance(value, int) and not isinstance(value, bool) and 8 <= value <= MOST_ALIGNMENT
     if not sound or value & (value - 1):
         raise FormatError(
@@ -194,8 +189,7 @@ def _tensor(cursor: _Cursor, index: int) -> tuple[str, tuple[str, tuple[int, ...
     dims = [cursor.uint(8, f"dims of {name!r}") for _ in range(n_dims)]
     kind = cursor.uint(4, f"type of {name!r}")
     if kind in _OTHER_TYPES:
-        what = f"tensor {name!r} has type {_OTHER_TYPES[kind]}"
-        raise UnsupportedError(f"{cursor.name}: {what}, bise reads {', '.join(TYPES)}")
+        raise UnsupportedError(f"{cursor.name}: tensor {name!r} is {_OTHER_TYPES[kind]}, bise reads {', '.join(TYPES)}")
     if kind not in _TYPE_NAMES:
         raise cursor.refuse(f"tensor {name!r}: type = {kind}, which GGML does not have")
     if 0 in dims:
@@ -236,8 +230,7 @@ class GGUF:
         self._files: dict[str, Mapped] = {}  # by tensor name
         header = self._add(self.path)
         self.keys = header.keys
-        parts = _parts(self.path, header.keys)
-        if len(parts) > 1:
+        if len(parts := _parts(self.path, header.keys)) > 1:
             self._open_parts(parts)
 
     def forget(self, name: str) -> None:

@@ -46,7 +46,7 @@ class Turn:
 
 
 def read(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
-    """Messages as in OpenAI's API -> turns. RequestError names the message and the field; TemplateError for the order."""
+    """Messages as in OpenAI's API -> turns. RequestError names message and field; TemplateError for the order."""
     if not messages:
         raise TemplateError("a conversation needs at least one message")
     turns = [_turn(i, m) for i, m in enumerate(messages)]
@@ -138,7 +138,8 @@ def _check_results(turns: Sequence[Turn]) -> None:
 
 
 def merge(turns: Sequence[Turn]) -> tuple[str, list[Turn]]:
-    """(system prompt, the rest): neighbours of one role become one message, joined by an empty line; results stay apart."""
+    """(system prompt, the rest): neighbours of one role become one message, joined by an empty line; tool results
+    stay apart."""
     system = JOIN.join(t.content for t in turns if t.role == "system" and t.content)
     merged: list[Turn] = []
     before = ""
@@ -158,7 +159,7 @@ def merge(turns: Sequence[Turn]) -> tuple[str, list[Turn]]:
 def encode(
     version: int, messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]] | None
 ) -> list[int]:
-    """Messages and tools -> ids, bos first. A last message of the assistant is closed with eos, unless it is a prefix."""
+    """Messages and tools -> ids, bos first. An assistant's last message is closed with eos, unless it is a prefix."""
     system, turns = merge(read(messages))
     if version == 1 and (tools or any(t.calls or t.role == "tool" for t in turns)):
         raise TemplateError("Mistral's format v1 has no tools: use Mistral 7B v0.3, whose format v3 has them")
@@ -253,7 +254,7 @@ def _control(name: str, tokenizer: Tokenizer) -> int:
 
 
 def parse_calls(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, list[dict[str, Any]]]:
-    """An answer of v2 or v3 -> (its text, its tool calls as OpenAI's API has them; [] where there are none that can be read).
+    """An answer of v2 or v3 -> (its text, its tool calls as in OpenAI's API, [] where none can be read).
 
     The model writes [TOOL_CALLS] and then a JSON list of {"name", "arguments"}, perhaps with an "id".
     """

@@ -1,5 +1,6 @@
 """The wire format of protocol buffers, as much of it as a tokenizer.model needs: each field is the varint
-(field number << 3 | wire type), then its value (protobuf.dev, "Encoding"). All reads are bounded: FormatError, never a crash.
+(field number << 3 | wire type), then its value (protobuf.dev, "Encoding"). All reads are bounded: FormatError, never a
+crash.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ def fields(data: bytes, name: str) -> Iterator[tuple[int, int | bytes]]:
     """(field number, value): varints as int, strings and messages as bytes, fixed 4 and 8 byte values as bytes."""
     at, end = 0, len(data)
     while at < end:
-        key, at = _read_varint(data, at, name)
+        key, at = (data[at], at + 1) if data[at] < 128 else _read_varint(data, at, name)
         kind = key & 7
         if kind == 0:
             value, at = _read_varint(data, at, name)
@@ -21,7 +22,7 @@ def fields(data: bytes, name: str) -> Iterator[tuple[int, int | bytes]]:
             continue
         size = {1: 8, 5: 4}.get(kind, 0)
         if kind == 2:
-            size, at = _read_varint(data, at, name)
+            size, at = (data[at], at + 1) if at < end and data[at] < 128 else _read_varint(data, at, name)
         elif not size:
             raise FormatError(f"{name}: wire type {kind} at byte {at}: not a SentencePiece model")
         if size > end - at:

@@ -1,8 +1,6 @@
-"""QTensor and the block formats of GGUF: the layout table, and dequantise / quantise in plain NumPy.
+"""QTensor and the block formats of GGUF, in plain NumPy: the specification that the C++ kernels are tested against.
 
-This file is the specification: the C++ kernels are tested against it, and it is tested byte for byte against the gguf
-package. Source of the layouts: GGUF (ggml/docs/gguf.md) and ggml's block structures. All fields are little-endian.
-
+Source of the layouts: GGUF (ggml/docs/gguf.md) and ggml's block structures. All fields are little-endian.
 A block is `block` neighbouring values of one row in `nbytes` bytes. A "k" block holds 256 values: one float16 scale
 for all of them and a small integer scale for each sub-block of 16 or 32.
 """
@@ -22,7 +20,8 @@ from .errors import FormatError, RequestError
 Bytes = NDArray[np.uint8]  # blocks (n, nbytes), or some of their bytes
 Floats = NDArray[np.float32]
 
-STRIP = 1 << 18  # values decoded at a time: the intermediate arrays stay in the cache
+STRIP = 1 << 17  # values decoded at a time: the intermediate arrays stay in the cache
+GLANCE = 1 << 13  # blocks looked at for faults at a time
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,7 @@ class QTensor:
     def take(self, ids: Any) -> QTensor:
         """The rows `ids` in that order, still quantised: rows are whole blocks, so only bytes move."""
         ids = np.asarray(ids)
-        rows = self.data.reshape(self.shape[0], -1)[ids]
-        return QTensor(self.type, (len(ids), *self.shape[1:]), rows.reshape(-1))
+        return QTensor(self.type, (len(ids), *self.shape[1:]), self.data.reshape(self.shape[0], -1)[ids].reshape(-1))
 
     def rows(self, ids: Any) -> Floats:
         """(n,) row numbers -> float32 (n, cols): touches only the bytes of those rows."""
@@ -125,11 +123,16 @@ class QTensor:
         """NaN and infinite scales (or values, for plain floats). Reads nothing but the scale fields."""
         kind = TYPES[self.type]
         dtype, mask = EXPONENT.get(self.type, ("<u2", 0x7C00))
-        fields, width = self.data.reshape(-1, kind.nbytes), int(dtype[-1])
-        found = [_not_finite(fields[:, at : at + width].view(dtype)[:, 0], mask) for at in kind.scales or (0,)]
-        first = min((block for _, block in found if block is not None), default=None)
-        row = None if first is None else first * kind.block // math.prod(self.shape[-1:])
-        return Faults(sum(count for count, _ in found), row)
+        blocks, width = self.data.reshape(-1, kind.nbytes), int(dtype[-1])
+        fields = [blocks[:, at : at + width].view(dtype)[:, 0] for at in kind.scales or (0,)]
+        total, first = 0, len(blocks)
+        for at in range(0, len(blocks), GLANCE):  # strips, so that the second scale of a block is read from the cache
+            for field in fields:
+                bad = (field[at : at + GLANCE] & mask) == mask
+                if bad.any():
+                    total += int(bad.sum())
+                    first = min(first, at + int(bad.argmax()))
+        return Faults(total, first * kind.block // math.prod(self.shape[-1:]) if total else None)
 
 
 @dataclass(frozen=True)
@@ -156,17 +159,6 @@ def made(tensor: QTensor | Planned) -> QTensor:
     return real
 
 
-def _not_finite(fields: NDArray[Any], mask: int) -> tuple[int, int | None]:
-    """(how many, the first) of the floats, given as unsigned ints (n,), whose exponent bits `mask` are all ones."""
-    count, first = 0, None
-    for at in range(0, len(fields), STRIP):
-        bad = (fields[at : at + STRIP] & mask) == mask
-        if bad.any():
-            count += int(bad.sum())
-            first = at + int(bad.argmax()) if first is None else first
-    return count, first
-
-
 # dequantise: (n, nbytes) uint8 -> (n, block) float32
 
 
@@ -182,12 +174,14 @@ def _nibbles(packed: Bytes) -> Bytes:
 
 def _pairs(packed: Bytes) -> Bytes:
     """(..., k) bytes -> (..., 4, k): bits 0-1 of all, then bits 2-3, 4-5, 6-7."""
-    return packed[..., None, :] >> np.array([0, 2, 4, 6], np.uint8)[:, None] & np.uint8(3)
+    pairs: Bytes = packed[..., None, :] >> np.array([0, 2, 4, 6], np.uint8)[:, None] & np.uint8(3)
+    return pairs
 
 
 def _bits(packed: Bytes) -> Bytes:
     """(..., k) bytes -> (..., 8, k): bit 0 of all, then bit 1, ..."""
-    return packed[..., None, :] >> np.arange(8, dtype=np.uint8)[:, None] & np.uint8(1)
+    bits: Bytes = packed[..., None, :] >> np.arange(8, dtype=np.uint8)[:, None] & np.uint8(1)
+    return bits
 
 
 def _f16(blocks: Bytes) -> Floats:
@@ -284,7 +278,7 @@ def _iq4_xs(blocks: Bytes) -> Floats:
     """Eight sub-blocks of 32: the low nibbles of their 6-bit scales in bytes 4..7, the top pairs in bytes 2..3."""
     low = np.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], axis=2).reshape(-1, 8)
     high = _pairs(blocks[:, 2:4]).transpose(0, 2, 1).reshape(-1, 8)
-    scale = _scale(blocks, 0) * ((low | high << 4).astype(np.float32) - 32)
+    scale: Floats = _scale(blocks, 0) * ((low | high << np.uint8(4)).astype(np.float32) - 32)
     q = IQ4_VALUES[_nibbles(blocks[:, 8:].reshape(-1, 8, 16)).reshape(-1, 8, 32)]
     return (scale[..., None] * q).reshape(-1, 256)
 
@@ -319,8 +313,7 @@ def _to_q8_0(values: Floats) -> Bytes:
 
 
 def _to_q4_0(values: Floats) -> Bytes:
-    """The value of largest magnitude, with its sign, becomes -8. The product is kept unrounded, as a fused
-    multiply-add keeps it."""
+    """The value of largest magnitude, with its sign, becomes -8. The product stays unrounded, as a fused one does."""
     largest = np.take_along_axis(values, np.abs(values).argmax(axis=1, keepdims=True), axis=1)
     scale = largest / np.float32(-8)
     q = np.trunc(values.astype(np.float64) * _inverse(scale) + 8.5).clip(0, 15).astype(np.uint8)

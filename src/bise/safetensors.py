@@ -64,7 +64,7 @@ def load_json(raw: bytes, name: str) -> dict[str, Any]:
     except RecursionError:
         raise FormatError(f"{name}: JSON nested too deeply") from None
     except ValueError as error:  # bad UTF-8, bad JSON, an int of thousands of digits
-        raise FormatError(f"{name}: not JSON: {str(error):.120}") from None
+        raise FormatError(f"{name}: not JSON: {error!s:.120}") from None
     if not isinstance(value, dict):
         raise FormatError(f"{name}: a JSON {type(value).__name__}, expected an object")
     return value
@@ -91,7 +91,7 @@ def parse(buffer: memoryview | bytes, size: int, name: str) -> Header:
 
 def _refuse_head(head: bytes, length: int, size: int, name: str) -> NoReturn:
     """Why these cannot be the first bytes of a safetensors file."""
-    if size >= 10 and head[8:9] == b"{" and length <= MOST_HEADER:
+    if size >= 10 and head[8:9] == b"{" and size - 8 < length <= MOST_HEADER:
         raise FormatError(
             f"{name}: the file is {size:,} bytes, its header alone needs {8 + length:,}: download it again"
         )

@@ -1,10 +1,11 @@
 """Logits to one token id.
 
 The order is llama.cpp's default chain: logit bias, penalties, DRY, then what cuts the candidates down (top-k, typical,
-top-p, min-p, XTC), temperature last, then one draw. With mirostat on, it takes the place of the cuts, after temperature.
-Temperature 0 takes the best token after bias, penalties and DRY; equal logits go to the lowest id.
+top-p, min-p, XTC), temperature last, then one draw. Mirostat, where it is on, takes the place of the cuts, after
+temperature. Temperature 0 takes the best token after bias, penalties and DRY; equal logits go to the lowest id.
 
-Every step is a function of a vector x of n logits (float64); a cut returns the kept indices of x, ascending, at least one.
+Every step is a function of a vector x of n logits (float64); a cut returns the kept indices of x, ascending, at least
+one.
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ class Sampling:
 
 
 def _check(name: str, value: Any, kind: type, least: float, most: float) -> None:
-    numeric = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not numeric or (kind is int and value != value // 1) or not least <= value <= most:  # NaN fails here
+    kinds = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
+    if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most:  # NaN fails here
         what = "a whole number" if kind is int else "a number"
         raise RequestError(f"{name} is {value!r}, expected {what} from {least:g} to {most:g}")
 
@@ -254,7 +255,7 @@ def min_p(x: Logits, p: float) -> Indices:
 
 
 def xtc(x: Logits, threshold: float) -> Indices:
-    """XTC ("exclude top choices", p-e-w 2024): of the tokens with at least this probability, only the least likely stays."""
+    """XTC ("exclude top choices", p-e-w 2024): of the tokens of at least this probability the least likely stays."""
     likely = np.flatnonzero(softmax(x) >= threshold)
     if len(likely) < 2:
         return np.arange(len(x))
@@ -269,7 +270,7 @@ def surprise_at_most(x: Logits, bits: float) -> Indices:
 
 
 def _until(key: Logits, mass: Logits, target: float) -> Indices:
-    """The indices with the smallest keys, as few as make their mass reach the target. Sorts only as many as it needs."""
+    """The indices with the smallest keys, as few as make their mass reach the target. Sorts no more than it needs."""
     n, tried = len(key), FIRST_TRY
     while True:
         near = np.flatnonzero(key <= np.partition(key, tried)[tried]) if tried < n else np.arange(n)

@@ -26,7 +26,7 @@ _CHILD = str(Path(__file__).with_name("template_child.py"))
 
 
 def render(template: str, variables: Mapping[str, Any]) -> str:
-    """The text that a Jinja chat template makes of JSON-like variables (messages, bos_token, add_generation_prompt ...).
+    """The text that a Jinja chat template makes of JSON-like variables (messages, bos_token, eos_token, tools ...).
 
     Raises TemplateError with the template's own message where it raises, and with the limit where it passes one.
     """
@@ -53,6 +53,8 @@ def _run(request: str) -> str:
                 timeout=WALL_SECONDS,
                 check=False,
             )
+        except OSError as error:
+            raise TemplateError(f"the chat template's process cannot be started: {error}") from None
         except subprocess.TimeoutExpired:
             raise TemplateError(f"the chat template took longer than {WALL_SECONDS:g} s") from None
         out.seek(0)

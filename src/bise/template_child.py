@@ -1,20 +1,24 @@
 """A program, never imported: renders one Jinja template inside its own process, with limits that it cannot lift again.
 
-JSON in on stdin, {"template", "variables", "cpu_seconds", "memory", "output"}; JSON out on stdout, {"text"} or {"error"}.
+JSON on stdin: {"template", "variables", "cpu_seconds", "memory", "output"}; JSON on stdout: {"text"} or {"error"}.
 It uses the standard library and Jinja2 alone, so that it starts fast. Run by `template.render` only.
 """
 
+from __future__ import annotations
+
+import contextlib
 import json
 import math
 import signal
 import sys
 from datetime import datetime
+from typing import Any, NoReturn
 
 from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
-def limit(cpu_seconds, memory, output):
+def limit(cpu_seconds: float, memory: int, output: int) -> None:
     """From here on: so many seconds of CPU time, so many more bytes of memory, so many bytes of output; no files."""
     try:
         import resource
@@ -28,24 +32,28 @@ def limit(cpu_seconds, memory, output):
     except OSError:  # macOS has no /proc and does not enforce RLIMIT_AS
         pass
     for name, most in bounds.items():
-        try:
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # not every system has every one
             resource.setrlimit(getattr(resource, name), (most, most))
-        except (AttributeError, OSError, ValueError):
-            pass
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # its default is to kill, in the middle of anything
     signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
 
 
-def raise_exception(message):
+def raise_exception(message: object) -> NoReturn:
     raise TemplateError(str(message)[:500])
 
 
-def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+def tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """Plain JSON: Jinja's own filter would escape < > & for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def environment():
+def environment() -> ImmutableSandboxedEnvironment:
     """The names that chat templates expect, as Hugging Face's apply_chat_template documents them."""
     jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     del jinja.globals["lipsum"]
@@ -55,7 +63,7 @@ def environment():
     return jinja
 
 
-def render(request):
+def render(request: dict[str, Any]) -> str:
     pieces, size = [], 0
     for piece in environment().from_string(request["template"]).generate(request["variables"]):
         size += len(piece)
@@ -65,7 +73,7 @@ def render(request):
     return "".join(pieces)
 
 
-def main():
+def main() -> None:
     request = json.load(sys.stdin.buffer)
     limit(request["cpu_seconds"], request["memory"], request["output"])
     try:

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from .disk import looks_like, read_small
 from .errors import FormatError, RequestError, UnsupportedError
-from .vocab import BYTE, CONTROL, RUNS, UNKNOWN, UNUSED, Vocab, added_tokens, parse_json
+from .vocab import BYTE, CONTROL, RUNS, SPACE, UNKNOWN, UNUSED, Vocab, added_tokens, parse_json
 
 if TYPE_CHECKING:
     from .weights import Weights
 
 MAX_FILE = 16 << 20  # bytes; Mistral's tokenizer.json has 2 MB
 UNKNOWN_TEXT = " \u2047 ".encode()  # what sentencepiece prints for the unknown token
-SPACE = "\u2581"
 TURN_ENDS = ("<|im_end|>", "<|end_of_turn|>", "<end_of_turn>", "<|eot_id|>", "<|end|>", "<|endoftext|>")
 _MODEL_FILE = re.compile(r"tokenizer\.model(\.v[123])?|.*\.model\.v[123]")
 
@@ -85,7 +84,7 @@ class Tokenizer:
 
     @staticmethod
     def from_json(path: str | Path) -> Tokenizer:
-        """A Hugging Face tokenizer.json that was made from a SentencePiece model. Raises FormatError, UnsupportedError."""
+        """A Hugging Face tokenizer.json made from a SentencePiece model. Raises FormatError, UnsupportedError."""
         return Tokenizer(Vocab.from_json(_read(Path(path)), Path(path).name))
 
     @staticmethod

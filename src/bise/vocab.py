@@ -8,7 +8,6 @@ GGUF numbers its token types as that protocol does (gguf specification, "tokeniz
 from __future__ import annotations
 
 import json
-import math
 import re
 import struct
 from collections.abc import Iterable, Mapping
@@ -22,6 +21,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 BPE = 2  # TrainerSpec.model_type
 MAX_TOKENS = 1 << 18  # Mistral has 2^15; the largest vocabulary of the family about 2^17
 MAX_PIECE = 1024  # bytes
+MAX_SCORE = 3e38  # a float32 holds it
+SPACE = "\u2581"  # how a piece spells a space
 RUNS = "bise runs SentencePiece vocabularies (Mistral 7B v0.1 to v0.3, Llama 1 and 2, and what was tuned from them)"
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _LOOKS_LIKE_CONTROL = re.compile(r"<\|[^ ]+\|>|</?[A-Za-z_]+>|\[/?[A-Z_]+\]")
@@ -54,21 +55,24 @@ class Vocab:
         tokens: Iterable[Any], scores: Iterable[Any], types: Iterable[Any], unk: Any, bos: Any, eos: Any, *,
         space_prefix: bool, squeeze_spaces: bool = False, add_bos: bool = True, name: str = "tokenizer",
     ) -> Vocab:  # fmt: skip
-        """The only door to a Vocab made of a stranger's numbers: raises FormatError, repairs what is known to be harmless.
+        """The only door to a Vocab made of a stranger's numbers: raises FormatError, repairs what is harmless.
 
-        Repairs: empty or repeated pieces become UNUSED placeholders, a second UNKNOWN becomes UNUSED, bytes typed NORMAL
-        become BYTE, and bos, eos and user-defined pieces that look like control tokens become CONTROL, so that no text
-        can spell them.
+        Repairs: empty or repeated pieces become UNUSED placeholders, a second UNKNOWN becomes UNUSED, bytes typed
+        NORMAL become BYTE, and bos, eos and user-defined pieces that look like control tokens become CONTROL, so that
+        no text can spell them.
         """
         pieces = [_text(t, i, name) for i, t in enumerate(tokens)]
-        values, kinds = [float(s) for s in scores], [int(t) for t in types]
+        try:
+            values, kinds = [float(s) for s in scores], [int(t) for t in types]
+        except (TypeError, ValueError) as error:
+            raise FormatError(f"{name}: a score or token type is no number: {error}") from None
         V = len(pieces)
         if not 0 < V <= MAX_TOKENS:
             raise FormatError(f"{name}: {V:,} tokens, expected 1 to {MAX_TOKENS:,}")
         if len(values) != V or len(kinds) != V:
             raise FormatError(f"{name}: {V:,} tokens but {len(values):,} scores and {len(kinds):,} token types")
         for i, s in enumerate(values):
-            if not math.isfinite(s):
+            if not abs(s) < MAX_SCORE:  # NaN fails here
                 raise FormatError(f"{name}: the score of token {i} is {s}, expected a finite number")
         for i, t in enumerate(kinds):
             if not NORMAL <= t <= BYTE:
@@ -79,7 +83,7 @@ class Vocab:
         return Vocab(pieces, values, kinds, unk, bos, eos, space_prefix, squeeze_spaces, add_bos, name)
 
     def with_added(self, added: Mapping[int, tuple[str, bool]]) -> Vocab:
-        """`added`: id -> (text, is control), as Hugging Face lists the tokens that tuning added to a tokenizer.model."""
+        """`added`: id -> (text, is control), as Hugging Face lists what tuning added to a tokenizer.model."""
         if added and not 0 <= min(added) <= max(added) < MAX_TOKENS:
             raise FormatError(
                 f"{self.name}: added token ids {min(added)} to {max(added)}, expected 0 to {MAX_TOKENS - 1}"
@@ -90,7 +94,8 @@ class Vocab:
         types = self.types + [UNUSED] * more
         for i, (text, control) in added.items():
             if i >= len(self.tokens) or types[i] not in (UNKNOWN, BYTE):
-                tokens[i], types[i] = text, CONTROL if control else USER_DEFINED
+                control = control or (i < len(self.tokens) and types[i] == CONTROL)
+                tokens[i], types[i] = (text, CONTROL) if control else (text.replace(" ", SPACE), USER_DEFINED)
         return Vocab.checked(
             tokens, self.scores + [0.0] * more, types, self.unk, self.bos, self.eos, space_prefix=self.space_prefix,
             squeeze_spaces=self.squeeze_spaces, add_bos=self.add_bos, name=self.name,
@@ -101,30 +106,26 @@ class Vocab:
     @staticmethod
     def from_proto(data: bytes, name: str = "tokenizer.model") -> Vocab:
         """Reads a serialised ModelProto of a byte-pair vocabulary without text normalisation."""
-        tokens: list[bytes] = []
-        scores: list[float] = []
-        types: list[int] = []
+        pieces: list[bytes] = []
         trainer, normaliser = b"", b""
         for at, value in fields(data, name):
             if at == 1 and isinstance(value, bytes):
-                if len(tokens) >= MAX_TOKENS:
-                    raise FormatError(f"{name}: more than {MAX_TOKENS:,} tokens")
-                piece = dict(fields(value, name))
-                tokens.append(bytes_at(piece, 1, b"", name))
-                scores.append(struct.unpack("<f", bytes_at(piece, 2, b"\0\0\0\0", name))[0])
-                types.append(int_at(piece, 3, NORMAL, name))
+                pieces.append(value)
             elif at == 2 and isinstance(value, bytes):
                 trainer = value
             elif at == 3 and isinstance(value, bytes):
                 normaliser = value
-        if not tokens:
-            raise FormatError(f"{name}: holds no tokens, expected a SentencePiece model")
+        if not 0 < len(pieces) <= MAX_TOKENS:
+            raise FormatError(
+                f"{name}: holds {len(pieces):,} tokens, expected a SentencePiece model of up to {MAX_TOKENS:,}"
+            )
         spec, text = dict(fields(trainer, name)), dict(fields(normaliser, name))
         if (kind := int_at(spec, 3, 1, name)) != BPE:
             raise UnsupportedError(f"{name}: SentencePiece model type {kind}, {RUNS}: type {BPE}, byte pairs")
         if text.get(2) or int_at(spec, 24, 0, name) or not int_at(text, 5, 1, name):
             rule = bytes_at(text, 1, b"?", name).decode(errors="replace")
             raise UnsupportedError(f"{name}: changes text before cutting it (rule {rule!r}); train it with 'identity'")
+        tokens, scores, types = _pieces(pieces, name)
         control = {t: i for i, t in enumerate(tokens) if types[i] == CONTROL}
         return Vocab.checked(
             tokens, scores, types, None, control.get(bytes_at(spec, 46, b"<s>", name)),
@@ -157,6 +158,8 @@ class Vocab:
             raise UnsupportedError(f"{name}: tokenizer.ggml.model is {model!r}, expected 'llama': {RUNS}")
         if (tokens := keys.get("tokenizer.ggml.tokens")) is None:
             raise FormatError(f"{name}: tokenizer.ggml.tokens is missing")
+        if not isinstance(tokens, list):
+            raise FormatError(f"{name}: tokenizer.ggml.tokens is {type(tokens).__name__}, expected a list of strings")
         if len(tokens) > MAX_TOKENS:
             raise FormatError(
                 f"{name}: tokenizer.ggml.tokens has {len(tokens):,} entries, expected up to {MAX_TOKENS:,}"
@@ -217,7 +220,8 @@ class Vocab:
         return base.with_added(added_tokens(tree, name))
 
     def with_ends(self, bos: str | None, eos: str | None) -> Vocab:
-        """The same pieces with other bos and eos, by name (tokenizer_config.json names them); unknown names change nothing."""
+        """The same pieces with other bos and eos, by name, as tokenizer_config.json has them; unknown names change
+        nothing."""
         ids = {t: i for i, t in enumerate(self.tokens)}
         vocab = replace(
             self, bos=ids.get(bos or "", self.bos), eos=ids.get(eos or "", self.eos), types=list(self.types)
@@ -279,6 +283,12 @@ def _json_space_prefix(tree: Mapping[str, Any]) -> bool:
     return '"Prepend"' in found or ('"Metaspace"' in found and '"prepend_scheme": "never"' not in found)
 
 
+def _pieces(pieces: list[bytes], name: str) -> tuple[list[bytes], list[float], list[int]]:
+    read = [dict(fields(piece, name)) for piece in pieces]
+    scores = [struct.unpack("<f", bytes_at(piece, 2, b"\0\0\0\0", name))[0] for piece in read]
+    return [bytes_at(piece, 1, b"", name) for piece in read], scores, [int_at(piece, 3, NORMAL, name) for piece in read]
+
+
 def _text(token: Any, i: int, name: str) -> str:
     if isinstance(token, (bytes, bytearray, memoryview)):
         try:
@@ -295,8 +305,8 @@ def _text(token: Any, i: int, name: str) -> str:
 def _id(value: Any, V: int, what: str, name: str) -> int | None:
     if value is None or value == -1:
         return None
-    if isinstance(value, bool) or int(value) != value or not 0 <= value < V:
-        raise FormatError(f"{name}: the {what} token id is {value}, expected 0 to {V - 1}")
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not 0 <= value < V:
+        raise FormatError(f"{name}: the {what} token id is {value!r:.40}, expected 0 to {V - 1}")
     return int(value)
 
 
@@ -336,5 +346,5 @@ def _repair_repeats(tokens: list[str], types: list[int], name: str) -> None:
         seen.add(t)
 
 
-def _plain(values: Any) -> list[Any]:
-    return values.tolist() if hasattr(values, "tolist") else list(values)
+def _plain(values: Any) -> Any:
+    return values.tolist() if hasattr(values, "tolist") else values

@@ -172,7 +172,9 @@ class Weights(Mapping[str, QTensor]):
             Layer(**{part: placed(f"blk.{i}.{part}") for part in names.LAYER}) for i in range(self.config.n_layers)
         ]
         norm = placed("output_norm")
-        return Parameters(table, layers, norm, ops.weight(self["token_embd"]) if self.tied else placed("output"))
+        output = ops.weight(self["token_embd"]) if self.tied else placed("output")
+        self.forget("token_embd")
+        return Parameters(table, layers, norm, output)
 
     def _raw(self, name: str) -> QTensor:
         """The tensor in its file's own order of rows."""

@@ -54,7 +54,7 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):  # Typer's own complaints about the command line have it
             raise
-        code = _refuse(_mistake(error))
+        code = _refuse(_mistake(error)) if error.format_message() else 0  # bise alone has shown the page of verbs
     sys.exit(code)
 
 
@@ -70,4 +70,4 @@ def _refuse(line: str) -> int:
     return 2
 
 
-from . import chat, generate, models  # noqa: E402, F401  # each adds its verb, in the order of the help page
+from . import chat, generate, info, models, bench  # noqa: E402, F401, I001  # each adds its verb, in the order of the help page

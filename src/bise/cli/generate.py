@@ -109,10 +109,10 @@ def _print_text(session: Session, prompt: str, chat: bool, options: dict[str, An
     last = before
     try:
         for piece in _pieces(session, prompt, chat, options, before):
-            say(piece)
             last = piece or last
+            say(piece)
     finally:
-        if not last.endswith("\n"):
+        if last and not last.endswith("\n"):
             say("\n")
     if sys.stderr.isatty() and session.last:
         note(speed(session.last))

@@ -47,12 +47,14 @@ class Loading:
 
     def open(self, path: Path | str | None) -> Model:
         """The model, with a bar on the terminal while its weights are placed."""
-        from ..api import load
+        from ..api import find, load
         from .terminal import Bar
 
+        with Bar("pulling", "bytes") as bar:
+            found = find(path, bar)
         with Bar("loading", "bytes") as bar:
             return load(
-                path, window=self.window_value(), context=self.context, kv=self.kv, threads=self.threads,
+                found, window=self.window_value(), context=self.context, kv=self.kv, threads=self.threads,
                 backend=self.backend, device=self.device, progress=bar,
             )  # fmt: skip
 

@@ -151,3 +151,41 @@ def print_table(heads: list[str], rows: list[list[str]], title: str | None = Non
     for row in rows:
         table.add_row(*row)
     Console(stderr=stderr, highlight=False).print(table)
+
+
+def print_facts(title: str, facts: dict[str, str]) -> None:
+    """A title and a list of named facts, for a person."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in facts.items():
+        grid.add_row(name, Text(value))
+    out = Console(highlight=False)
+    out.print(Text(title, style="bold"))
+    out.print(grid)
+    out.print()
+
+
+class Doing:
+    """A line on the terminal that says what is being done; call it with the words."""
+
+    def __init__(self) -> None:
+        self._status: Any = None
+
+    def __enter__(self) -> Doing:
+        if sys.stderr.isatty():
+            self._status = console().status("", spinner_style="dim")
+            self._status.start()
+        return self
+
+    def __call__(self, words: str) -> None:
+        if self._status:
+            self._status.update(f"[dim]{words}")
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._status:
+            self._status.stop()

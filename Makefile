@@ -1,0 +1,51 @@
+# Each goal sets up all it needs in .venv: only python3 (3.10 or newer), pip and a C++ compiler have to be there.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*.h csrc/*.cpp)
+MODEL ?=
+
+.PHONY: chat test lint format sanitize figures bench clean
+
+chat: .venv/.bise  ## talk to the built-in model, or: make chat MODEL=file.gguf
+	@$(BIN)/bise chat $(MODEL)
+
+test: .venv/.tests lint  ## everything that CI checks, with the test runner's own last line at the end
+	@$(BIN)/python -m pytest
+
+lint: .venv/.tests
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy src
+	@$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp
+
+format: .venv/.tests
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/clang-format -i csrc/*.h csrc/*.cpp
+
+figures: .venv/.tests  ## draw the pictures of the README again
+	@$(BIN)/python docs/figures/draw.py
+
+bench: .venv/.bise  ## prefill and decode of one model: make bench MODEL=file.gguf
+	@$(BIN)/bise bench $(MODEL)
+
+clean:
+	rm -rf .venv build
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+# Installed editable: Python files count as they are, the kernels are built again when one of NATIVE changes.
+.venv/.bise: $(NATIVE) | $(BIN)/python
+	@echo "building bise (a minute or two)"
+	$(PIP) --editable .
+	@touch $@
+
+# torch first and pinned, so that nothing else chooses one; llama-cpp-python is compiled, once: pip keeps its wheel.
+.venv/.tests: $(NATIVE) | $(BIN)/python
+	@echo "setting up bise and what its tests compare it with (some minutes the first time)"
+	$(PIP) torch==2.13.0
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(PIP) llama-cpp-python==0.3.36
+	$(PIP) --editable '.[test,dev]'
+	@touch .venv/.bise $@

@@ -1,0 +1,309 @@
+// The door from Python: every array is checked here (kind, shape, contiguity, sizes against each other), then a kernel runs
+// with the GIL released. No arithmetic. Errors are one line, TypeError for a wrong kind, ValueError for wrong numbers.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include <initializer_list>
+#include <string>
+
+#include "pack.h"
+#include "run.h"
+
+namespace nb = nanobind;
+using namespace bise;
+
+namespace {
+
+constexpr const char* kTypeNames[kTypes] = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K"};
+constexpr const char* kOtherNames[kOthers] = {"Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS"};
+
+[[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
+void require(bool right, const char* message) {
+    if (!right) refuse(message);
+}
+
+int index_of(const std::string& name, const char* const* names, int n) {
+    for (int i = 0; i < n; i++)
+        if (name == names[i]) return i;
+    return -1;
+}
+
+// A C-contiguous array held for the length of a call.
+class Array {
+  public:
+    // format: one character of Python's struct module (f float32, e float16, b int8, B uint8, i int32)
+    Array(nb::handle object, const char* name, char format, bool writable = false) : name_(name) {
+        const int flags = PyBUF_ND | PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | (writable ? PyBUF_WRITABLE : 0);
+        if (PyObject_GetBuffer(object.ptr(), &view_, flags)) {
+            PyErr_Clear();
+            const bool array = PyObject_CheckBuffer(object.ptr());
+            const std::string want = std::string(name) + (array ? writable ? " must be contiguous and writable" : " must be contiguous"
+                                                                : " must be an array");
+            if (array) refuse(want);
+            throw nb::type_error(want.c_str());
+        }
+        if (!view_.format || view_.format[0] != format || view_.format[1]) {
+            const std::string got = view_.format ? view_.format : "bytes";
+            PyBuffer_Release(&view_);
+            throw nb::type_error((std::string(name) + " has items of kind '" + got + "', expected '" + format + "'").c_str());
+        }
+    }
+    Array(const Array&) = delete;
+    ~Array() { PyBuffer_Release(&view_); }
+
+    // the sizes must be these; -1 stands for any
+    void shape(std::initializer_list<i64> sizes) const {
+        bool right = view_.ndim == static_cast<int>(sizes.size());
+        int axis = 0;
+        for (i64 size : sizes) {
+            if (!right) break;
+            right = size == -1 || view_.shape[axis] == size;
+            axis++;
+        }
+        if (right) return;
+        const auto join = [](const auto* begin, const auto* end) {
+            std::string s = "(";
+            for (auto* p = begin; p != end; p++) s += (p == begin ? "" : ", ") + (*p == -1 ? std::string("any") : std::to_string(*p));
+            return s + ")";
+        };
+        refuse(name_ + " has shape " + join(view_.shape, view_.shape + view_.ndim) + ", expected " + join(sizes.begin(), sizes.end()));
+    }
+    i64 size(int axis) const {
+        if (axis >= view_.ndim) refuse(name_ + " has " + std::to_string(view_.ndim) + " axes, expected at least " + std::to_string(axis + 1));
+        return view_.shape[axis];
+    }
+    template <class X>
+    X* as() const {
+        return static_cast<X*>(view_.buf);
+    }
+
+  private:
+    Py_buffer view_{};
+    std::string name_;
+};
+
+// A ring's arrays, checked against each other.
+struct RingArrays {
+    Array k, v;
+    std::unique_ptr<Array> k_scale, v_scale;
+    RingView view;
+    RingArrays(nb::handle ks, nb::handle vs, nb::handle k_scales, nb::handle v_scales, bool writable)
+        : k(ks, "ring.k", kind(ks, k_scales), writable), v(vs, "ring.v", kind(ks, k_scales), writable) {
+        const char format = kind(ks, k_scales);
+        const i64 S = k.size(0), G = k.size(1), N = k.size(2), D = k.size(3);
+        k.shape({S, G, N, D});
+        v.shape({S, G, N, D});
+        require(S > 0 && G > 0 && N > 0 && D > 0, "a ring has an empty axis");
+        if (N % kKeys) refuse("ring size is " + std::to_string(N) + ", expected a multiple of " + std::to_string(kKeys));
+        view = {format == 'f' ? Kv::F32 : format == 'e' ? Kv::F16 : Kv::Q8_0, S, G, N, D, k.as<void>(), v.as<void>(), nullptr, nullptr};
+        if (view.kv != Kv::Q8_0) return;
+        if (D % 32) refuse("head_dim is " + std::to_string(D) + ", q8_0 needs a multiple of 32");
+        k_scale = std::make_unique<Array>(k_scales, "ring.k_scale", 'e', writable);
+        v_scale = std::make_unique<Array>(v_scales, "ring.v_scale", 'e', writable);
+        k_scale->shape({S, G, N, D / 32});
+        v_scale->shape({S, G, N, D / 32});
+        view.k_scale = k_scale->as<uint16_t>(), view.v_scale = v_scale->as<uint16_t>();
+    }
+
+  private:
+    static char kind(nb::handle values, nb::handle scales) {
+        if (!scales.is_none()) return 'b';
+        Py_buffer probe;
+        if (PyObject_GetBuffer(values.ptr(), &probe, PyBUF_ND | PyBUF_FORMAT)) {
+            PyErr_Clear();
+            throw nb::type_error("ring.k must be a contiguous array");
+        }
+        const char format = probe.format && probe.format[0] == 'e' ? 'e' : 'f';
+        PyBuffer_Release(&probe);
+        return format;
+    }
+};
+
+// Spans within T rows and S sequences; positions not negative and small enough to count on.
+void check_spans(const Array& spans, i64 T, i64 S) {
+    spans.shape({-1, 4});
+    for (const Span *s = spans.as<Span>(), *end = s + spans.size(0); s < end; s++) {
+        const bool right = 0 <= s->sequence && s->sequence < S && 0 <= s->row && 0 < s->count && i64{s->row} + s->count <= T &&
+                           0 <= s->position && i64{s->position} + s->count < (i64{1} << 31);
+        if (!right) {
+            refuse("span (" + std::to_string(s->sequence) + ", " + std::to_string(s->row) + ", " + std::to_string(s->count) + ", " +
+                   std::to_string(s->position) + ") does not fit " + std::to_string(T) + " rows and " + std::to_string(S) + " sequences");
+        }
+    }
+}
+
+const Kernels& choose(const std::string& isa) {
+    std::string known;
+    for (const Kernels* k : kernels_here()) {
+        if (isa.empty() || isa == k->name) return *k;
+        known += std::string(known.empty() ? "" : ", ") + k->name;
+    }
+    refuse("instruction set '" + isa + "' does not run here, these do: " + known);
+}
+
+// One instruction set over one pool: the verbs.
+class Verbs {
+  public:
+    Verbs(int threads, const std::string& isa) : kernels_(choose(isa)) {
+        if (threads < 1 || threads > 1024) refuse("threads is " + std::to_string(threads) + ", expected 1 to 1024");
+        pool_ = Pool::shared(threads);
+    }
+    const char* isa() const { return kernels_.name; }
+    int threads() const { return pool_->threads(); }
+
+    Matrix* pack(const std::string& name, nb::handle bytes, i64 rows, i64 cols) const {
+        const int type = index_of(name, kTypeNames, kTypes), other = index_of(name, kOtherNames, kOthers);
+        if (type < 0 && other < 0) refuse("no kernel for type '" + name + "'");
+        const Array data(bytes, "data", 'B');
+        const i64 block = type >= 0 ? block_columns(Type(type)) : block_columns(Other(other));
+        const i64 row = check_sizes(name, rows, cols, block, type >= 0 ? row_bytes(Type(type), block) : row_bytes(Other(other), block));
+        data.shape({rows * row});
+        i64 sick;
+        auto w = std::make_unique<Matrix>();
+        {
+            nb::gil_scoped_release free;
+            w->type = type >= 0 ? Type(type) : nearest(Other(other)), w->rows = rows, w->cols = cols;
+            w->panels = (rows + kRows - 1) / kRows, w->blocks = (cols + kColumns - 1) / kColumns;
+            w->data = Buffer(static_cast<size_t>(w->panels * w->panel_bytes()));
+            sick = type >= 0 ? bise::pack(*pool_, data.as<uint8_t>(), *w) : bise::pack(*pool_, Other(other), data.as<uint8_t>(), *w);
+        }
+        if (sick != kSound) refuse("row " + std::to_string(sick) + " holds a NaN or infinite " + (block == 1 ? "value" : "scale"));
+        return w.release();
+    }
+
+    void embed(const std::string& name, nb::handle bytes, i64 rows, i64 cols, nb::handle ids, nb::handle out) const {
+        const int type = index_of(name, kTypeNames, kTypes);
+        if (type < 0) refuse("no kernel for type '" + name + "'");
+        const Array data(bytes, "table", 'B'), tokens(ids, "tokens", 'i'), y(out, "out", 'f', true);
+        const i64 block = block_columns(Type(type)), row = check_sizes(name, rows, cols, block, row_bytes(Type(type), block));
+        data.shape({rows * row});
+        tokens.shape({-1});
+        y.shape({tokens.size(0), cols});
+        for (i64 i = 0; i < tokens.size(0); i++) {
+            const int32_t id = tokens.as<int32_t>()[i];
+            if (id < 0 || id >= rows) refuse("token " + std::to_string(id) + " is not in the vocabulary of " + std::to_string(rows));
+        }
+        nb::gil_scoped_release free;
+        for (i64 i = 0; i < tokens.size(0); i++) {
+            dequantise_row(Type(type), data.as<uint8_t>() + tokens.as<int32_t>()[i] * row, cols, y.as<float>() + i * cols);
+        }
+    }
+
+    void linear(nb::handle input, nb::tuple weights, nb::tuple outs) const {
+        const Array x(input, "x", 'f');
+        const i64 T = x.size(0);
+        require(weights.size() == outs.size(), "linear needs one output for each weight");
+        std::vector<const Matrix*> ws;
+        std::vector<std::unique_ptr<Array>> arrays;
+        std::vector<float*> ys;
+        for (size_t i = 0; i < weights.size(); i++) {
+            ws.push_back(nb::cast<const Matrix*>(weights[i]));
+            require(ws.back() != nullptr, "a weight is None");
+            x.shape({T, ws.back()->cols});
+            arrays.push_back(std::make_unique<Array>(outs[i], "out", 'f', true));
+            arrays.back()->shape({T, ws.back()->rows});
+            ys.push_back(arrays.back()->as<float>());
+        }
+        nb::gil_scoped_release free;
+        bise::linear(kernels_, *pool_, x.as<float>(), T, ws, ys);
+    }
+
+    void rms_norm(nb::handle input, nb::handle weight, float eps, nb::handle out) const {
+        const Array x(input, "x", 'f'), w(weight, "w", 'f'), y(out, "out", 'f', true);
+        const i64 T = x.size(0), n = x.size(1);
+        x.shape({T, n}), w.shape({n}), y.shape({T, n});
+        nb::gil_scoped_release free;
+        bise::rms_norm(kernels_, *pool_, x.as<float>(), w.as<float>(), eps, T, n, y.as<float>());
+    }
+
+    void rope(nb::handle input, nb::handle cosine, nb::handle sine) const {
+        const Array x(input, "x", 'f', true), cos(cosine, "cos", 'f'), sin(sine, "sin", 'f');
+        const i64 T = x.size(0), n = x.size(1), half = cos.size(1);
+        x.shape({T, n}), cos.shape({T, half}), sin.shape({T, half});
+        if (half < 1 || n % (2 * half)) refuse("x has " + std::to_string(n) + " columns, not a multiple of " + std::to_string(2 * half));
+        nb::gil_scoped_release free;
+        bise::rope(kernels_, *pool_, x.as<float>(), cos.as<float>(), sin.as<float>(), T, n / (2 * half), half);
+    }
+
+    void swiglu(nb::handle gates, nb::handle ups) const {
+        const Array gate(gates, "gate", 'f', true), up(ups, "up", 'f');
+        const i64 T = gate.size(0), n = gate.size(1);
+        gate.shape({T, n}), up.shape({T, n});
+        nb::gil_scoped_release free;
+        bise::swiglu(kernels_, *pool_, gate.as<float>(), up.as<float>(), T * n);
+    }
+
+    void store(nb::handle rk, nb::handle rv, nb::handle rks, nb::handle rvs, nb::handle where, nb::handle ks, nb::handle vs) const {
+        const RingArrays ring(rk, rv, rks, rvs, true);
+        const Array spans(where, "spans", 'i'), k(ks, "k", 'f'), v(vs, "v", 'f');
+        const i64 T = k.size(0), n = ring.view.G * ring.view.D;
+        k.shape({T, n}), v.shape({T, n});
+        check_spans(spans, T, ring.view.S);
+        for (const Span *s = spans.as<Span>(), *end = s + spans.size(0); s < end; s++) {
+            if (s->count > ring.view.N) refuse(std::to_string(s->count) + " tokens do not fit a ring of " + std::to_string(ring.view.N));
+        }
+        nb::gil_scoped_release free;
+        bise::store(kernels_, *pool_, ring.view, spans.as<Span>(), spans.size(0), k.as<float>(), v.as<float>());
+    }
+
+    void attend(nb::handle qs, nb::handle rk, nb::handle rv, nb::handle rks, nb::handle rvs, nb::handle where, nb::object window,
+                nb::handle out) const {
+        const RingArrays ring(rk, rv, rks, rvs, false);
+        const Array q(qs, "q", 'f'), spans(where, "spans", 'i'), y(out, "out", 'f', true);
+        const i64 T = q.size(0), n = q.size(1), N = ring.view.N, group = ring.view.G * ring.view.D;
+        q.shape({T, n}), y.shape({T, n});
+        if (n == 0 || n % group) refuse("q has " + std::to_string(n) + " columns, not a multiple of G * D = " + std::to_string(group));
+        const i64 seen = window.is_none() ? i64{1} << 40 : nb::cast<i64>(window);
+        require(seen >= 1, "window must be at least 1");
+        check_spans(spans, T, ring.view.S);
+        for (const Span *s = spans.as<Span>(), *end = s + spans.size(0); s < end; s++) {
+            const i64 oldest = std::max<i64>(0, s->position - seen + 1), live = i64{s->position} + s->count - oldest;
+            if (live > N) refuse("attend needs " + std::to_string(live) + " live slots, the ring has " + std::to_string(N));
+        }
+        nb::gil_scoped_release free;
+        bise::attend(kernels_, *pool_, ring.view, spans.as<Span>(), spans.size(0), n / ring.view.D, seen, q.as<float>(), y.as<float>());
+    }
+
+  private:
+    // bytes of one row; refuses sizes whose product could not be held
+    static i64 check_sizes(const std::string& name, i64 rows, i64 cols, i64 block, i64 bytes) {
+        if (rows < 1 || cols < 1 || cols % block || rows >= (i64{1} << 31) || cols >= (i64{1} << 31)) {
+            refuse("a " + name + " matrix of " + std::to_string(rows) + " x " + std::to_string(cols) + ": expected columns in blocks of " +
+                   std::to_string(block) + " and both sizes from 1 to 2^31 - 1");
+        }
+        return cols / block * bytes;
+    }
+    const Kernels& kernels_;
+    std::shared_ptr<Pool> pool_;
+};
+
+nb::tuple isas() {
+    nb::list names;
+    for (const Kernels* k : kernels_here()) names.append(nb::str(k->name));
+    return nb::tuple(names);
+}
+
+}  // namespace
+
+NB_MODULE(_kernels, m) {
+    m.doc() = "The CPU backend's kernels. bise.ops.cpu is their Python face.";
+    nb::class_<Matrix>(m, "Matrix", "A weight in panels of 16 rows, ready for `linear`.")
+        .def_ro("rows", &Matrix::rows)
+        .def_ro("cols", &Matrix::cols)
+        .def_prop_ro("type", [](const Matrix& w) { return kTypeNames[static_cast<int>(w.type)]; })
+        .def_prop_ro("nbytes", [](const Matrix& w) { return w.data.size(); });
+    nb::class_<Verbs>(m, "Verbs", "The verbs of one instruction set over one pool of threads.")
+        .def(nb::init<int, const std::string&>(), nb::arg("threads"), nb::arg("isa") = "")
+        .def_prop_ro("isa", &Verbs::isa)
+        .def_prop_ro("threads", &Verbs::threads)
+        .def("pack", &Verbs::pack, nb::rv_policy::take_ownership)
+        .def("embed", &Verbs::embed)
+        .def("linear", &Verbs::linear)
+        .def("rms_norm", &Verbs::rms_norm)
+        .def("rope", &Verbs::rope)
+        .def("swiglu", &Verbs::swiglu)
+        .def("store", &Verbs::store)
+        .def("attend", &Verbs::attend);
+    m.def("isas", &isas, "The instruction sets that run here, best first.");
+    m.def("isa", [] { return kernels_here().front()->name; }, "The one that is chosen.");
+}

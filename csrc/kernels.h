@@ -1,0 +1,101 @@
+// The plain C++ face of the kernels: what is stored how, and one table of functions per instruction set.
+// Letters in shapes as in ops/__init__.py: T tokens, S sequences, H query heads, G key/value heads, D head_dim, N slots.
+#pragma once
+#include <cstdint>
+
+#include "memory.h"
+
+namespace bise {
+
+using i64 = int64_t;
+
+constexpr i64 kRows = 16;     // output rows interleaved in one panel: one int32 or float lane each
+constexpr i64 kColumns = 256;  // input columns in one packed block; rows are padded with zero blocks
+constexpr i64 kKeys = 32;      // keys in one attention tile
+
+enum class Type : int { F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K };
+constexpr int kTypes = 8;
+
+// Bytes of one packed block (16 rows x 256 columns). The same as in the file, but for Q6_K whose scale d grows to float32.
+constexpr i64 packed_bytes(Type type) {
+    constexpr i64 bytes[kTypes] = {16384, 8192, 8192, 4352, 2304, 2304, 2816, 3392};
+    return bytes[static_cast<int>(type)];
+}
+
+// A weight ready for `linear`: panels of 16 rows, each a run of packed blocks.
+struct Matrix {
+    Type type;
+    i64 rows, cols;
+    i64 panels, blocks;  // ceil(rows / 16), ceil(cols / 256)
+    Buffer data;         // panels * panel_bytes()
+    i64 panel_bytes() const {
+        if (type <= Type::BF16) return (cols * (type == Type::F32 ? 64 : 32) + 63) / 64 * 64;
+        return blocks * packed_bytes(type);
+    }
+    const uint8_t* panel(i64 i) const { return data.bytes() + i * panel_bytes(); }
+};
+
+// 256 activations of one token as 8-bit integers, with the sums that the weights' offsets and minima need.
+// They lie as [block][token]. One scale per 256 for the K types, one per 32 for Q8_0 and Q4_0.
+struct alignas(64) Act256 {
+    int8_t q[256];
+    float d;
+    int32_t minima[4];   // int16 pairs of sums over 32: (0,2) (1,3) (4,6) (5,7)
+    int32_t pairs[8];    // int16 pairs of sums over 16: (4i, 4i+2) (4i+1, 4i+3)
+    int32_t offset[16];  // -32 * sum over 16
+};
+struct alignas(64) Act32 {
+    int8_t q[256];
+    float d[8];
+    int32_t offset8[8], offset128[8];  // -8 and -128 times the sum over 32
+};
+static_assert(sizeof(Act256) == 384 && sizeof(Act32) == 384);
+
+enum class Kv : int { F32, F16, Q8_0 };
+
+// One layer's keys and values: k, v (S, G, N, D); scales (S, G, N, D/32) as float16 bits for Q8_0, else null.
+struct RingView {
+    Kv kv;
+    i64 S, G, N, D;
+    void *k, *v;
+    uint16_t *k_scale, *v_scale;
+};
+
+struct Span {
+    int32_t sequence, row, count, position;
+};
+
+// One piece of attention: the queries of `count` tokens from row `row` on, against key/value head g.
+struct Queries {
+    i64 sequence, g, row, count, position;
+};
+
+// Everything one instruction set offers. Single-threaded; ranges are half open.
+struct Kernels {
+    const char* name;
+
+    // x (T, cols), tokens [t0, t1) -> blocks [block][T]; tails are padded with zeros
+    void (*quantise256)(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act256* out);
+    void (*quantise32)(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act32* out);
+    // panels [p0, p1) of w times every token -> y (T, rows); x is float32 (T, cols), Act32 or Act256 as w.type asks
+    void (*linear)(const Matrix& w, const void* x, i64 T, i64 p0, i64 p1, float* y);
+
+    void (*rms_norm)(const float* x, const float* w, float eps, i64 n, i64 t0, i64 t1, float* y);
+    void (*rope)(float* x, const float* cos, const float* sin, i64 heads, i64 half, i64 t0, i64 t1);
+    void (*swiglu)(float* gate, const float* up, i64 n);
+
+    // k, v (T, G*D): rows [i0, i1) of one span go to their slots
+    void (*store)(const RingView& ring, const Span& span, i64 i0, i64 i1, const float* k, const float* v);
+    // q, out (T, G*R*D). `scratch` holds attend_scratch(R, D) bytes, 64-byte aligned
+    void (*attend)(const RingView& ring, const Queries& unit, i64 R, i64 window, const float* q, float* out, void* scratch);
+};
+
+constexpr i64 kQueries = 16;  // most tokens in one Queries
+constexpr i64 attend_scratch(i64 R, i64 D) {
+    const i64 wide = (D + 15) / 16 * 16, rows = kQueries * R;
+    return 4 * (2 * rows * wide + 2 * kKeys * wide + rows * kKeys + 2 * ((rows + 15) / 16 * 16)) + 64;
+}
+
+extern const Kernels kernels_base, kernels_avx2, kernels_avx512vnni;  // the last two only where BISE_X86 says so
+
+}  // namespace bise

@@ -1,0 +1,123 @@
+#include "run.h"
+
+#include <algorithm>
+
+namespace bise {
+namespace {
+
+constexpr i64 kGrain = 1 << 15;  // numbers that are worth waking another thread for
+
+// f(begin, end) over [0, n) in ranges of `step`
+template <class Fn>
+void ranges(Pool& pool, i64 n, i64 step, const Fn& f) {
+    pool.run((n + step - 1) / step, [&](i64 i, int) { f(i * step, std::min(n, (i + 1) * step)); });
+}
+
+i64 rows_per_task(i64 row) { return std::max<i64>(1, kGrain / std::max<i64>(1, row)); }
+
+// Scratch of the calling thread, kept between calls; contents undefined.
+uint8_t* scratch(int slot, size_t bytes) {
+    thread_local Buffer buffers[3];
+    Buffer& b = buffers[slot];
+    if (b.size() < bytes) b = Buffer(bytes + bytes / 4);
+    return b.bytes();
+}
+
+bool k_type(Type t) { return t >= Type::Q4_K; }
+
+// Panels that one task takes: enough to stream for a while, few enough to share out evenly.
+i64 panels_per_task(const Matrix& w, i64 T, int threads) {
+    const i64 bytes = T > 4 ? 256 << 10 : 128 << 10;  // with many tokens a task's weights should stay in the second-level cache
+    const i64 fair = std::max<i64>(1, w.panels / (4 * threads));
+    return std::min(fair, std::max<i64>(1, bytes / w.panel_bytes()));
+}
+
+}  // namespace
+
+void linear(const Kernels& k, Pool& pool, const float* x, i64 T, const std::vector<const Matrix*>& ws, const std::vector<float*>& ys) {
+    if (!T || ws.empty()) return;
+    const i64 cols = ws[0]->cols, blocks = (cols + kColumns - 1) / kColumns;
+    const auto is = [&](bool (*type)(Type)) { return std::any_of(ws.begin(), ws.end(), [&](auto* w) { return type(w->type); }); };
+    Act256* by256 = nullptr;
+    Act32* by32 = nullptr;
+    if (is(k_type)) by256 = reinterpret_cast<Act256*>(scratch(0, sizeof(Act256) * static_cast<size_t>(T * blocks)));
+    if (is([](Type t) { return t == Type::Q8_0 || t == Type::Q4_0; })) {
+        by32 = reinterpret_cast<Act32*>(scratch(1, sizeof(Act32) * static_cast<size_t>(T * blocks)));
+    }
+    if (by256 || by32) {
+        ranges(pool, T, rows_per_task(cols), [&](i64 t0, i64 t1) {
+            if (by256) k.quantise256(x, cols, T, t0, t1, by256);
+            if (by32) k.quantise32(x, cols, T, t0, t1, by32);
+        });
+    }
+
+    std::vector<i64> first(ws.size() + 1, 0), step(ws.size());  // tasks of all weights, one after the other
+    for (size_t i = 0; i < ws.size(); i++) {
+        step[i] = panels_per_task(*ws[i], T, pool.threads());
+        first[i + 1] = first[i] + (ws[i]->panels + step[i] - 1) / step[i];
+    }
+    pool.run(first.back(), [&](i64 task, int) {
+        size_t i = 0;
+        while (task >= first[i + 1]) i++;
+        const Matrix& w = *ws[i];
+        const void* input = w.type <= Type::BF16 ? static_cast<const void*>(x) : k_type(w.type) ? static_cast<const void*>(by256) : by32;
+        const i64 p = (task - first[i]) * step[i];
+        k.linear(w, input, T, p, std::min(w.panels, p + step[i]), ys[i]);
+    });
+}
+
+void rms_norm(const Kernels& k, Pool& pool, const float* x, const float* w, float eps, i64 T, i64 n, float* y) {
+    ranges(pool, T, rows_per_task(n), [&](i64 t0, i64 t1) { k.rms_norm(x, w, eps, n, t0, t1, y); });
+}
+
+void rope(const Kernels& k, Pool& pool, float* x, const float* cos, const float* sin, i64 T, i64 heads, i64 half) {
+    ranges(pool, T, rows_per_task(heads * half * 2), [&](i64 t0, i64 t1) { k.rope(x, cos, sin, heads, half, t0, t1); });
+}
+
+void swiglu(const Kernels& k, Pool& pool, float* gate, const float* up, i64 n) {
+    ranges(pool, n, kGrain, [&](i64 i0, i64 i1) { k.swiglu(gate + i0, up + i0, i1 - i0); });
+}
+
+void store(const Kernels& k, Pool& pool, const RingView& ring, const Span* spans, i64 count, const float* x, const float* v) {
+    for (const Span* s = spans; s < spans + count; s++) {
+        ranges(pool, s->count, rows_per_task(ring.G * ring.D), [&](i64 i0, i64 i1) { k.store(ring, *s, i0, i1, x, v); });
+    }
+}
+
+void attend(const Kernels& k, Pool& pool, const RingView& ring, const Span* spans, i64 count, i64 heads, i64 window, const float* q,
+            float* out) {
+    const i64 R = heads / ring.G;
+    std::vector<Queries> units;
+    for (const Span* s = spans; s < spans + count; s++) {
+        for (i64 t = (s->count - 1) / kQueries * kQueries; t >= 0; t -= kQueries) {  // the latest see most: they go first
+            const i64 n = std::min<i64>(kQueries, s->count - t);
+            for (i64 g = 0; g < ring.G; g++) units.push_back({s->sequence, g, s->row + t, n, s->position + t});
+        }
+    }
+    const size_t bytes = (static_cast<size_t>(attend_scratch(R, ring.D)) + 63) / 64 * 64;
+    uint8_t* memory = scratch(2, bytes * static_cast<size_t>(pool.threads()));
+    pool.run(static_cast<i64>(units.size()), [&](i64 i, int thread) {
+        k.attend(ring, units[static_cast<size_t>(i)], R, window, q, out, memory + bytes * static_cast<size_t>(thread));
+    });
+}
+
+const std::vector<const Kernels*>& kernels_here() {
+    static const std::vector<const Kernels*> here = [] {
+        std::vector<const Kernels*> sets;
+#ifdef BISE_X86
+        __builtin_cpu_init();  // these ask CPUID, and XGETBV whether the system saves the registers
+        const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+                          __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+        const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                            __builtin_cpu_supports("avx512vnni");
+        if (avx2 && avx512) sets.push_back(&kernels_avx512vnni);
+        if (avx2) sets.push_back(&kernels_avx2);
+#endif
+        sets.push_back(&kernels_base);
+        return sets;
+    }();
+    return here;
+}
+
+}  // namespace bise

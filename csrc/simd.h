@@ -1,0 +1,68 @@
+// The shim that lets one kernel source serve every instruction set. F is 16 floats, I is 16 int32 (or 64 bytes, or 32 int16),
+// whatever registers that takes. All of it lives in an anonymous namespace, so that no function compiled for one
+// instruction set can be linked into another (the one-definition trap).
+//
+// Integer dot products: lane r of `dot` adds the products of the 4 bytes of lane r with 4 bytes of activations.
+//   Part   sums of a few dots          Sum    parts times their integer scales     Scale  one scale per lane
+//   kDots  how many dots of weights up to `top` a Part can hold
+// Where products add up in int16 (kNarrow, AVX2), a Part holds few dots and has no room for an offset.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#if defined(__AVX512VNNI__)
+#include "simd_avx512.h"
+#elif defined(__AVX2__)
+#include "simd_avx2.h"
+#else
+#include "simd_base.h"
+#endif
+
+namespace bise {
+namespace {
+
+#define BISE_INLINE inline __attribute__((always_inline))
+
+// f(integral_constant<0>) ... f(integral_constant<n-1>), unrolled.
+template <class Fn, int... i>
+BISE_INLINE void unroll_(Fn&& f, std::integer_sequence<int, i...>) {
+    (f(std::integral_constant<int, i>{}), ...);
+}
+template <int n, class Fn>
+BISE_INLINE void unroll(Fn&& f) {
+    unroll_(f, std::make_integer_sequence<int, n>{});
+}
+
+BISE_INLINE F load_n(const float* p, int n) {  // the first n of 16, then zeros
+    alignas(64) float lanes[16] = {};
+    std::memcpy(lanes, p, sizeof(float) * static_cast<size_t>(n));
+    return load(lanes);
+}
+
+BISE_INLINE void store_n(float* p, F x, int n) {
+    if (n >= 16) return store(p, x);
+    alignas(64) float lanes[16];
+    store(lanes, x);
+    std::memcpy(p, lanes, sizeof(float) * static_cast<size_t>(n));
+}
+
+// e^x to within 2 units in the last place; exactly 1 at 0, exactly 0 below -87.3; NaN stays NaN.
+BISE_INLINE F exp(F x) {
+    const F floor = set1(-87.33654f);
+    const F z = max(floor, min(set1(88.37626f), x));  // of two operands with a NaN, max and min return the second
+    const I n = round(mul(z, set1(1.44269504f)));
+    F r = fma(to_float(n), set1(-0.693359375f), z);
+    r = fma(to_float(n), set1(2.12194440e-4f), r);
+    F p = set1(1.9875691500e-4f);
+    p = fma(p, r, set1(1.3981999507e-3f));
+    p = fma(p, r, set1(8.3334519073e-3f));
+    p = fma(p, r, set1(4.1665795894e-2f));
+    p = fma(p, r, set1(1.6666665459e-1f));
+    p = fma(p, r, set1(5.0000001201e-1f));
+    p = add(fma(p, mul(r, r), r), set1(1.0f));
+    return zero_where_less(x, floor, scale2(p, n));
+}
+
+}  // namespace
+}  // namespace bise

@@ -1,0 +1,64 @@
+"""The C++ extension (csrc/bind.cpp). Arrays are NumPy's, C-contiguous, float32 unless it says otherwise.
+
+TypeError for a wrong kind of argument, ValueError for wrong sizes or numbers, one line each.
+"""
+
+from typing import Any
+
+import numpy as np
+
+class Matrix:
+    """A weight in panels of 16 rows, ready for `linear`."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class Verbs:
+    """The verbs of one instruction set over one pool of threads."""
+
+    def __init__(self, threads: int, isa: str = "") -> None: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    def pack(self, type: str, data: np.ndarray, rows: int, cols: int, /) -> Matrix: ...
+    def embed(self, type: str, table: np.ndarray, rows: int, cols: int, tokens: np.ndarray, out: np.ndarray, /) -> None: ...
+    def linear(self, x: np.ndarray, ws: tuple[Any, ...], outs: tuple[np.ndarray, ...], /) -> None: ...
+    def rms_norm(self, x: np.ndarray, w: np.ndarray, eps: float, out: np.ndarray, /) -> None: ...
+    def rope(self, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, /) -> None: ...
+    def swiglu(self, gate: np.ndarray, up: np.ndarray, /) -> None: ...
+    def store(
+        self,
+        k: np.ndarray,
+        v: np.ndarray,
+        k_scale: np.ndarray | None,
+        v_scale: np.ndarray | None,
+        spans: np.ndarray,
+        new_k: np.ndarray,
+        new_v: np.ndarray,
+        /,
+    ) -> None: ...
+    def attend(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        k_scale: np.ndarray | None,
+        v_scale: np.ndarray | None,
+        spans: np.ndarray,
+        window: int | None,
+        out: np.ndarray,
+        /,
+    ) -> None: ...
+
+def isas() -> tuple[str, ...]:
+    """The instruction sets that run here, best first."""
+
+def isa() -> str:
+    """The one that is chosen."""

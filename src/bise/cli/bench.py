@@ -1,0 +1,113 @@
+"""bise bench: how fast this machine runs a model."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import RequestError
+from . import app
+from .options import MODEL, Loading, grouped, option
+
+if TYPE_CHECKING:
+    from ..api import Model
+    from ..bench import Row, Spread
+
+SMALL = 1_000_000_000  # parameters: smaller models are measured at several depths unless told otherwise
+EXAMPLES = """[bold]Examples[/]
+
+[cyan]bise bench[/]  the built-in model
+
+[cyan]bise bench mistral-7b-v0.1.Q4_K_M.gguf --depths 0,4096,8192[/]
+
+[cyan]bise bench model.gguf --threads 2 --json >> speeds.jsonl[/]
+"""
+
+
+@app.command(epilog=EXAMPLES)
+@grouped
+def bench(
+    *,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False, help=MODEL)] = None,
+    prefill: Annotated[int, option(None, "--prefill", metavar="N",
+        help="Tokens of the prompt that is read. Default: 512, or half of a smaller context.")] = 512,
+    decode: Annotated[int, option(None, "--decode", metavar="N", help="Tokens that are written. Default: 32.")] = 32,
+    depths: Annotated[str | None, option(None, "--depths", metavar="N,N,...",
+        help="Tokens of context before each run. Default: 0, for small models 0,1024,4096.")] = None,
+    repeats: Annotated[int, option(None, "--repeats", metavar="N",
+        help="Runs of each; the median counts. Default: 3.")] = 3,
+    json: Annotated[bool, option(None, "--json", help="Print one line of JSON, with the machine in it.")] = False,
+    quiet: Annotated[bool, option(None, "--quiet", "-q", help="Nothing on stderr but errors.")] = False,
+    loading: Loading,
+) -> None:  # fmt: skip
+    """Measure how fast this machine reads (prefill) and writes (decode).
+
+    Decoding reads all weights once per token, so the memory sets its limit: the table shows the share of it reached.
+    """
+    from ..bench import as_json, bandwidth, machine, measure, python_seconds
+    from .terminal import Doing, listen
+
+    listen(quiet)
+    started = time.perf_counter()
+    loaded = loading.open(model)
+    load_seconds = time.perf_counter() - started
+    prefill = min(prefill, loaded.context // 2)
+    with Doing() as doing:
+        rows = measure(loaded, _depths(depths, loaded, prefill + decode), prefill, decode, repeats, doing)
+        doing("the memory's bandwidth")
+        speed = bandwidth(loading.threads)
+    result = {
+        "model": str(loaded.path), "bytes": loaded.weights.nbytes, "backend": loaded.ops.name, "kv": loaded.kv,
+        "window": loaded.config.sliding_window, "threads": loading.threads or machine()["cores"], "prefill": prefill,
+        "decode": decode, "repeats": repeats, "load_seconds": round(load_seconds, 2),
+        "python_ms": round(1000 * python_seconds(loaded.config), 3), "bandwidth_gb": round(speed / 1e9, 2),
+        "rows": as_json(rows, speed), "machine": machine(),
+    }  # fmt: skip
+    if json:
+        import json as writer
+
+        print(writer.dumps(result))
+    else:
+        _print(result, rows)
+
+
+def _depths(text: str | None, model: Model, run: int) -> list[int]:
+    if text is None:
+        wanted = (0, 1024, 4096) if model.config.parameters < SMALL else (0,)
+        return [depth for depth in wanted if depth + run <= model.context]
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
+        raise RequestError(f"--depths is {text!r}, expected whole numbers with commas: 0,1024,4096")
+    return [int(part) for part in text.split(",")]
+
+
+def _print(result: dict[str, Any], rows: list[Row]) -> None:
+    from .terminal import print_facts, print_table, size
+
+    machine = result["machine"]
+    print_facts(
+        result["model"],
+        {
+            "machine": f"{machine['cpu']}, {result['threads']} threads, {machine['isa'] or 'no C++ kernels'}",
+            "backend": f"{result['backend']}, keys and values in {result['kv']}",
+            "loaded": f"{size(result['bytes'])} in {result['load_seconds']} s",
+            "memory": f"reads {result['bandwidth_gb']} GB/s (measured on all threads)",
+            "Python": f"{result['python_ms']} ms of every decode step",
+        },
+    )
+    heads = [">depth", f">prefill {result['prefill']}", f">decode {result['decode']}", ">read per token", ">of bandwidth"]
+    lines = []
+    for row, facts in zip(rows, result["rows"], strict=True):
+        reached = facts["bandwidth_share"]
+        lines.append([f"{row.depth:,}", _speed(row.prefill), _speed(row.decode), size(row.bytes_per_token),
+                      f"{reached:.0%}" if reached is not None else "fits a cache"])  # fmt: skip
+    print_table(heads, lines, f"Tokens per second: median (lowest to highest) of {result['repeats']}")
+
+
+def _speed(spread: Spread | None) -> str:
+    if spread is None:
+        return ""
+    digits = 0 if spread.median >= 100 else 1 if spread.median >= 10 else 2
+    return f"{spread.median:,.{digits}f} ({spread.low:,.{digits}f}\u2013{spread.high:,.{digits}f})"

@@ -1,0 +1,109 @@
+"""The verbs over the C++ kernels: thin, because 32 layers make some 350 calls a token. Checks and errors are the extension's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import _kernels
+from ..errors import FormatError
+from ..quant import QTensor
+from . import Ring
+
+F32 = np.float32
+NATIVE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")  # types whose bytes `embed` reads itself
+
+
+class Cpu:
+    """Weights are repacked for the machine, activations meet quantised weights as 8-bit integers.
+
+    threads  how many, by default as many as this process may use
+    isa      one of `_kernels.isas()`, by default the best that runs here
+    """
+
+    name = "cpu"
+
+    def __init__(self, threads: int | None = None, isa: str = "") -> None:
+        self.verbs = _kernels.Verbs(threads or default_threads(), isa)
+
+    def __repr__(self) -> str:
+        return f"Cpu(threads={self.verbs.threads}, isa={self.verbs.isa!r})"
+
+    def weight(self, tensor: QTensor) -> Any:
+        """A matrix of a type without a kernel becomes Q8_0 or Q6_K: exactly from Q5_0, IQ4_NL and Q3_K, to within
+        half a step from Q4_1, Q5_1, Q2_K and IQ4_XS. FormatError on a NaN or infinite scale."""
+        if len(tensor.shape) == 1:
+            return np.ascontiguousarray(tensor.dequantise(), F32)
+        try:
+            return self.verbs.pack(tensor.type, tensor.data, *tensor.shape)
+        except ValueError as error:
+            raise FormatError(str(error)) from None
+
+    def table(self, tensor: QTensor) -> QTensor:
+        return tensor
+
+    def ring(self, sequences: int, kv_heads: int, size: int, head_dim: int, kv: str) -> Ring:
+        shape = (sequences, kv_heads, size, head_dim)
+        if kv != "q8_0":
+            return Ring(*(np.zeros(shape, {"f32": F32, "f16": np.float16}[kv]) for _ in "kv"))
+        scales = (*shape[:3], head_dim // 32)
+        return Ring(*(np.zeros(shape, np.int8) for _ in "kv"), *(np.zeros(scales, np.float16) for _ in "kv"))
+
+    def array(self, values: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(values)
+
+    def numpy(self, values: np.ndarray) -> np.ndarray:
+        return values
+
+    def embed(self, table: QTensor, tokens: np.ndarray) -> np.ndarray:
+        if table.type not in NATIVE:
+            return table.rows(tokens)
+        out = np.empty((len(tokens), table.shape[1]), F32)
+        self.verbs.embed(table.type, table.data, *table.shape, np.ascontiguousarray(tokens, np.int32), out)
+        return out
+
+    def linear(self, x: np.ndarray, *ws: Any) -> Any:
+        ys = tuple(np.empty((len(x), w.rows), F32) for w in ws)
+        self.verbs.linear(x, ws, ys)
+        return ys if len(ys) > 1 else ys[0]
+
+    def rms_norm(self, x: np.ndarray, w: np.ndarray, eps: float) -> np.ndarray:
+        out = np.empty_like(x)
+        self.verbs.rms_norm(x, w, eps, out)
+        return out
+
+    def rope(self, x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+        self.verbs.rope(x, cos, sin)
+        return x
+
+    def swiglu(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+        self.verbs.swiglu(gate, up)
+        return gate
+
+    def store(self, ring: Ring, spans: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
+        self.verbs.store(ring.k, ring.v, ring.k_scale, ring.v_scale, spans, k, v)
+
+    def attend(self, q: np.ndarray, ring: Ring, spans: np.ndarray, window: int | None) -> np.ndarray:
+        out = np.empty_like(q)
+        self.verbs.attend(q, ring.k, ring.v, ring.k_scale, ring.v_scale, spans, window, out)
+        return out
+
+
+def default_threads() -> int:
+    """One thread for each physical core that this process may run on, within the cgroup's quota."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = {_read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in allowed}
+    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
+    if quota.isdigit() and period.isdigit():
+        return max(1, min(len(cores), int(quota) // int(period)))
+    return max(1, len(cores))
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
