@@ -5,6 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*.h csrc/*.cpp)
 MODEL ?=
 
+.DEFAULT_GOAL := chat
 .PHONY: chat test lint format sanitize figures bench clean
 
 chat: .venv/.bise  ## talk to the built-in model, or: make chat MODEL=file.gguf
@@ -24,11 +25,12 @@ format: .venv/.tests
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/clang-format -i csrc/*.h csrc/*.cpp
 
-figures: .venv/.tests  ## draw the pictures of the README again
+figures: .venv/.tests  ## draw the pictures of the README again, and run the commands that it shows
 	@$(BIN)/python docs/figures/draw.py
+	@$(BIN)/python docs/tour.py
 
-bench: .venv/.bise  ## prefill and decode of one model: make bench MODEL=file.gguf
-	@$(BIN)/bise bench $(MODEL)
+bench: .venv/.tests  ## bise and llama.cpp on the same file, in turns: make bench MODEL=file.gguf
+	@$(BIN)/python bench/first_mark.py $(or $(MODEL),src/bise/models/puff.gguf)
 
 clean:
 	rm -rf .venv build

@@ -285,6 +285,11 @@ nb::tuple isas() {
 
 }  // namespace
 
+namespace {
+// an array argument; None passes nanobind and is refused (or understood) by the verb
+auto array(const char* name) { return nb::arg(name).none(); }
+}  // namespace
+
 NB_MODULE(_kernels, m) {
     m.doc() = "The CPU backend's kernels. bise.ops.cpu is their Python face.";
     nb::class_<Matrix>(m, "Matrix", "A weight in panels of 16 rows, ready for `linear`.")
@@ -296,14 +301,14 @@ NB_MODULE(_kernels, m) {
         .def(nb::init<int, const std::string&>(), nb::arg("threads"), nb::arg("isa") = "")
         .def_prop_ro("isa", &Verbs::isa)
         .def_prop_ro("threads", &Verbs::threads)
-        .def("pack", &Verbs::pack, nb::rv_policy::take_ownership)
-        .def("embed", &Verbs::embed)
-        .def("linear", &Verbs::linear)
-        .def("rms_norm", &Verbs::rms_norm)
-        .def("rope", &Verbs::rope)
-        .def("swiglu", &Verbs::swiglu)
-        .def("store", &Verbs::store)
-        .def("attend", &Verbs::attend);
+        .def("pack", &Verbs::pack, nb::rv_policy::take_ownership, nb::arg("type"), array("data"), nb::arg("rows"), nb::arg("cols"))
+        .def("embed", &Verbs::embed, nb::arg("type"), array("table"), nb::arg("rows"), nb::arg("cols"), array("tokens"), array("out"))
+        .def("linear", &Verbs::linear, array("x"), nb::arg("ws"), nb::arg("outs"))
+        .def("rms_norm", &Verbs::rms_norm, array("x"), array("w"), nb::arg("eps"), array("out"))
+        .def("rope", &Verbs::rope, array("x"), array("cos"), array("sin"))
+        .def("swiglu", &Verbs::swiglu, array("gate"), array("up"))
+        .def("store", &Verbs::store, array("k"), array("v"), array("k_scale"), array("v_scale"), array("spans"), array("new_k"), array("new_v"))
+        .def("attend", &Verbs::attend, array("q"), array("k"), array("v"), array("k_scale"), array("v_scale"), array("spans"), array("window"), array("out"));
     m.def("isas", &isas, "The instruction sets that run here, best first.");
     m.def("isa", [] { return kernels_here().front()->name; }, "The one that is chosen.");
 }

@@ -32,11 +32,14 @@ struct Matrix {
         if (type <= Type::BF16) return (cols * (type == Type::F32 ? 64 : 32) + 63) / 64 * 64;
         return blocks * packed_bytes(type);
     }
-    const uint8_t* panel(i64 i) const { return data.bytes() + i * panel_bytes(); }
+    const uint8_t* panel(i64 p) const { return data.bytes() + p * panel_bytes(); }
+    int rows_of(i64 p) const { return static_cast<int>(rows - kRows * p < kRows ? rows - kRows * p : kRows); }
 };
 
 // 256 activations of one token as 8-bit integers, with the sums that the weights' offsets and minima need.
-// They lie as [block][token]. One scale per 256 for the K types, one per 32 for Q8_0 and Q4_0.
+// They lie as [block][padded(T)]. One scale per 256 for the K types, one per 32 for Q8_0 and Q4_0.
+constexpr i64 kFew = 4;  // up to here a kernel for exactly T columns; beyond, columns come in tiles that divide 8
+constexpr i64 padded(i64 T) { return T <= kFew ? T : (T + 7) / 8 * 8; }
 struct alignas(64) Act256 {
     int8_t q[256];
     float d;
@@ -74,7 +77,7 @@ struct Queries {
 struct Kernels {
     const char* name;
 
-    // x (T, cols), tokens [t0, t1) -> blocks [block][T]; tails are padded with zeros
+    // x (T, cols), tokens [t0, t1) -> blocks [block][padded(T)]; rows are padded with zeros
     void (*quantise256)(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act256* out);
     void (*quantise32)(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act32* out);
     // panels [p0, p1) of w times every token -> y (T, rows); x is float32 (T, cols), Act32 or Act256 as w.type asks

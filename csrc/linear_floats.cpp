@@ -14,7 +14,7 @@ BISE_INLINE F row16(const uint8_t* panel, i64 k) {  // column k of 16 rows
 }
 
 template <Type type, int n>
-void tile(const Matrix& w, const uint8_t* panel, const float* x, i64 rows, float* y) {
+void tile(const Matrix& w, const uint8_t* panel, const float* x, int rows, float* y) {
     F total[n];
     for (int c = 0; c < n; c++) total[c] = zero();
     for (i64 k = 0; k < w.cols;) {
@@ -27,7 +27,7 @@ void tile(const Matrix& w, const uint8_t* panel, const float* x, i64 rows, float
         }
         for (int c = 0; c < n; c++) total[c] = add(total[c], acc[c]);
     }
-    for (int c = 0; c < n; c++) store_n(y + c * w.rows, total[c], static_cast<int>(rows));
+    for (int c = 0; c < n; c++) store_n(y + c * w.rows, total[c], rows);
 }
 
 template <Type type>
@@ -36,12 +36,11 @@ void linear(const Matrix& w, const float* x, i64 T, i64 p0, i64 p1, float* y) {
     for (i64 t0 = 0; t0 < T; t0 += kBlock) {
         const i64 t1 = t0 + kBlock < T ? t0 + kBlock : T;
         for (i64 p = p0; p < p1; p++) {
-            const i64 rows = w.rows - kRows * p < kRows ? w.rows - kRows * p : kRows;
             const auto at = [&](i64 t) { return y + t * w.rows + kRows * p; };
             i64 t = t0;
-            for (; t + kTile <= t1; t += kTile) tile<type, kTile>(w, w.panel(p), x + t * w.cols, rows, at(t));
-            for (; t + 2 <= t1; t += 2) tile<type, 2>(w, w.panel(p), x + t * w.cols, rows, at(t));
-            for (; t < t1; t++) tile<type, 1>(w, w.panel(p), x + t * w.cols, rows, at(t));
+            for (; t + kTile <= t1; t += kTile) tile<type, kTile>(w, w.panel(p), x + t * w.cols, w.rows_of(p), at(t));
+            for (; t + 2 <= t1; t += 2) tile<type, 2>(w, w.panel(p), x + t * w.cols, w.rows_of(p), at(t));
+            for (; t < t1; t++) tile<type, 1>(w, w.panel(p), x + t * w.cols, w.rows_of(p), at(t));
         }
     }
 }

@@ -59,67 +59,61 @@ BISE_INLINE void block_dot(const W& w, const Act32* a, F* acc) {
     });
 }
 
-// one panel times columns [c0, c0 + n), straight from the packed bytes; sums stay in registers
+// one panel times n columns, straight from the packed bytes; sums stay in registers
 template <Type type, int n>
-void columns(const Matrix& w, const uint8_t* panel, const typename Packed<type>::Act* a, i64 T, i64 rows, float* y) {
+void columns(const Matrix& w, i64 p, const typename Packed<type>::Act* a, float* y) {
+    const uint8_t* panel = w.panel(p);
     F acc[n];
     for (int c = 0; c < n; c++) acc[c] = zero();
-    for (i64 b = 0; b < w.blocks; b++, panel += packed_bytes(type), a += T) {
+    for (i64 b = 0; b < w.blocks; b++, panel += packed_bytes(type), a += n) {
         block_dot<Packed<type>, n>(Packed<type>(panel), a, acc);
     }
-    for (int c = 0; c < n; c++) store_n(y + c * w.rows, acc[c], static_cast<int>(rows));
+    for (int c = 0; c < n; c++) store_n(y + c * w.rows + kRows * p, acc[c], w.rows_of(p));
 }
 
-template <class W, int n>
-BISE_INLINE void strip_dot(const W& w, const typename W::Act* a, float* strip) {
-    F acc[n];
-    for (int c = 0; c < n; c++) acc[c] = load(strip + 16 * c);
-    block_dot<W, n>(w, a, acc);
-    for (int c = 0; c < n; c++) store(strip + 16 * c, acc[c]);
+// kTile columns of a strip of sums
+template <class W>
+__attribute__((noinline)) void tile(const W& w, const typename W::Act* a, float* sums) {
+    F acc[kTile];
+    for (int c = 0; c < kTile; c++) acc[c] = load(sums + 16 * c);
+    block_dot<W, kTile>(w, a, acc);
+    for (int c = 0; c < kTile; c++) store(sums + 16 * c, acc[c]);
 }
 
-template <class W, int n>
-__attribute__((noinline)) void strip(const W& w, const typename W::Act* a, float* s) {
-    strip_dot<W, n>(w, a, s);
-}
-
-// one panel times `count` columns: each block is unpacked once, sums wait in a strip
-constexpr i64 kStrip = 128;
+// kPanels panels times `count` columns: each block is unpacked once, sums wait in strips. Columns come in whole tiles
+// (the activations are padded); only `count` of them are stored.
+constexpr i64 kStrip = 64;
+constexpr i64 kPanels = 2;
 template <Type type>
-void many_columns(const Matrix& w, const uint8_t* panel, const typename Packed<type>::Act* a, i64 T, i64 count, i64 rows, float* y) {
-    using W = Unpacked<type>;
-    alignas(64) float sums[16 * kStrip] = {};
-    for (i64 b = 0; b < w.blocks; b++, panel += packed_bytes(type), a += T) {
-        const W block(panel);
-        i64 c = 0;
-        for (; c + kTile <= count; c += kTile) strip<W, kTile>(block, a + c, sums + 16 * c);
-        for (; c < count; c++) strip<W, 1>(block, a + c, sums + 16 * c);
+void many_columns(const Matrix& w, i64 p, i64 panels, const typename Packed<type>::Act* a, i64 stride, i64 count, float* y) {
+    alignas(64) float sums[kPanels][16 * kStrip] = {};
+    for (i64 b = 0; b < w.blocks; b++, a += stride) {
+        const Unpacked<type> blocks[kPanels] = {Unpacked<type>(w.panel(p) + b * packed_bytes(type)),
+                                                Unpacked<type>(w.panel(p + panels - 1) + b * packed_bytes(type))};
+        for (i64 c = 0; c < count; c += kTile) {
+            for (i64 i = 0; i < panels; i++) tile(blocks[i], a + c, sums[i] + 16 * c);
+        }
     }
-    for (i64 c = 0; c < count; c++) store_n(y + c * w.rows, load(sums + 16 * c), static_cast<int>(rows));
-}
-
-template <Type type>
-void few_columns(const Matrix& w, const uint8_t* panel, const typename Packed<type>::Act* a, i64 T, i64 rows, float* y) {
-    switch (T) {
-        case 1: return columns<type, 1>(w, panel, a, T, rows, y);
-        case 2: return columns<type, 2>(w, panel, a, T, rows, y);
-        case 3: return columns<type, kTile < 3 ? kTile : 3>(w, panel, a, T, rows, y);
-        default: return columns<type, kTile < 4 ? kTile : 4>(w, panel, a, T, rows, y);
+    for (i64 i = 0; i < panels; i++) {
+        float* to = y + kRows * (p + i);
+        for (i64 c = 0; c < count; c++) store_n(to + c * w.rows, load(sums[i] + 16 * c), w.rows_of(p + i));
     }
 }
 
 template <Type type>
 void linear(const Matrix& w, const void* x, i64 T, i64 p0, i64 p1, float* y) {
     const auto* a = static_cast<const typename Packed<type>::Act*>(x);
-    const auto rows_of = [&](i64 p) { return w.rows - kRows * p < kRows ? w.rows - kRows * p : kRows; };
-    if (T <= (kTile < 4 ? kTile : 4)) {
-        for (i64 p = p0; p < p1; p++) few_columns<type>(w, w.panel(p), a, T, rows_of(p), y + kRows * p);
+    if (T > kFew) {
+        for (i64 c = 0; c < T; c += kStrip) {
+            const i64 count = T - c < kStrip ? T - c : kStrip;
+            for (i64 p = p0; p < p1; p += kPanels) {
+                many_columns<type>(w, p, p1 - p < kPanels ? p1 - p : kPanels, a + c, padded(T), count, y + c * w.rows);
+            }
+        }
         return;
     }
-    for (i64 c = 0; c < T; c += kStrip) {
-        const i64 count = T - c < kStrip ? T - c : kStrip;
-        for (i64 p = p0; p < p1; p++) many_columns<type>(w, w.panel(p), a + c, T, count, rows_of(p), y + c * w.rows + kRows * p);
-    }
+    const auto columns_of = T == 1 ? columns<type, 1> : T == 2 ? columns<type, 2> : T == 3 ? columns<type, 3> : columns<type, 4>;
+    for (i64 p = p0; p < p1; p++) columns_of(w, p, a, y);
 }
 
 }  // namespace

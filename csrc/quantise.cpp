@@ -58,7 +58,7 @@ namespace BISE_ISA {
 void quantise256(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act256* out) {
     for (i64 t = t0; t < t1; t++) {
         each_block(x + t * cols, cols, [&](const float* block, i64 b) {
-            Act256& a = out[b * T + t];
+            Act256& a = out[b * padded(T) + t];
             a.d = quantise_group(block, 256, a.q);
             finish(a);
         });
@@ -68,7 +68,7 @@ void quantise256(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act256* out) {
 void quantise32(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act32* out) {
     for (i64 t = t0; t < t1; t++) {
         each_block(x + t * cols, cols, [&](const float* block, i64 b) {
-            Act32& a = out[b * T + t];
+            Act32& a = out[b * padded(T) + t];
             for (int s = 0; s < 8; s++) {
                 a.d[s] = quantise_group(block + 32 * s, 32, a.q + 32 * s);
                 const int32_t sum = sum_of_bytes(a.q + 32 * s, 32);

@@ -40,9 +40,9 @@ void linear(const Kernels& k, Pool& pool, const float* x, i64 T, const std::vect
     const auto is = [&](bool (*type)(Type)) { return std::any_of(ws.begin(), ws.end(), [&](auto* w) { return type(w->type); }); };
     Act256* by256 = nullptr;
     Act32* by32 = nullptr;
-    if (is(k_type)) by256 = reinterpret_cast<Act256*>(scratch(0, sizeof(Act256) * static_cast<size_t>(T * blocks)));
+    if (is(k_type)) by256 = reinterpret_cast<Act256*>(scratch(0, sizeof(Act256) * static_cast<size_t>(padded(T) * blocks)));
     if (is([](Type t) { return t == Type::Q8_0 || t == Type::Q4_0; })) {
-        by32 = reinterpret_cast<Act32*>(scratch(1, sizeof(Act32) * static_cast<size_t>(T * blocks)));
+        by32 = reinterpret_cast<Act32*>(scratch(1, sizeof(Act32) * static_cast<size_t>(padded(T) * blocks)));
     }
     if (by256 || by32) {
         ranges(pool, T, rows_per_task(cols), [&](i64 t0, i64 t1) {

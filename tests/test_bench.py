@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_config, tiny_weights, write_tiny_gguf
 
 import bise
 from bise import bench
@@ -15,12 +14,15 @@ from bise.bench import Row, Spread, bandwidth, bytes_per_token, machine, measure
 from bise.cache import Cache
 from bise.config import Config
 from bise.errors import RequestError
+from tiny import tiny_config, tiny_weights, write_tiny_gguf
 
 BACKEND = "cpu" if importlib.util.find_spec("bise._kernels") else "reference"
 SHAPE_7B = Config(dim=4096, n_layers=32, n_heads=32, n_kv_heads=8, head_dim=128, hidden_dim=14_336, vocab_size=32_000)
 
 
-def tiny(tmp_path: Path, window: int | None = None, type: str = "F32", tied: bool = False, kv: str = "f16") -> bise.Model:
+def tiny(
+    tmp_path: Path, window: int | None = None, type: str = "F32", tied: bool = False, kv: str = "f16"
+) -> bise.Model:
     config = tiny_config(sliding_window=window, context=1024, dim=128, head_dim=32)
     path = write_tiny_gguf(tmp_path / "tiny.gguf", config, tiny_weights(config, tied=tied), type)
     return bise.load(path, backend=BACKEND, kv=kv)

@@ -152,8 +152,9 @@ def test_a_split_gguf_comes_whole_and_its_first_part_is_the_path(hub: Hub) -> No
 
 def test_safetensors_come_once_with_config_and_tokenizer(hub: Hub) -> None:
     """Mistral 7B v0.3's repository: both copies of the weights are in it, and a pickle for good measure."""
-    wanted = ["config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "params.json",
-              "model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]  # fmt: skip
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    wanted = ["config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "params.json"]
+    wanted += ["model.safetensors.index.json", *shards]
     others = ["consolidated.safetensors", "pytorch_model.bin", "README.md", ".gitattributes"]
     hub.files["org/v3"] = {name: name.encode() for name in [*others, *wanted]}
     folder = pull("org/v3")
@@ -162,7 +163,8 @@ def test_safetensors_come_once_with_config_and_tokenizer(hub: Hub) -> None:
 
 
 def test_a_folder_with_a_shard_missing_is_not_taken_for_whole(hub: Hub) -> None:
-    names = ["config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    names = ["config.json", "model.safetensors.index.json", *shards]
     hub.files["org/m"] = {name: name.encode() for name in names}
     folder = pull("org/m")
     (folder / names[-1]).unlink()
@@ -192,10 +194,29 @@ def test_a_download_that_failed_goes_on_the_next_time(hub: Hub) -> None:
     assert min(seen) > 30_000
 
 
+def test_a_part_that_is_longer_than_the_file_is_not_gone_on_with(hub: Hub, tmp_path: Path) -> None:
+    hub.files["org/m"] = {"m.Q4_0.gguf": LARGE}
+    blobs = tmp_path / "cache" / "models--org--m" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{hashlib.sha256(LARGE).hexdigest()}.incomplete").write_bytes(LARGE * 2)
+    assert pull("org/m").read_bytes() == LARGE
+    assert hub.ranges() == [""]
+
+
+def test_a_part_with_other_bytes_in_it_is_found_out(hub: Hub, tmp_path: Path) -> None:
+    hub.files["org/m"] = {"m.Q4_0.gguf": LARGE}
+    blobs = tmp_path / "cache" / "models--org--m" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{hashlib.sha256(LARGE).hexdigest()}.incomplete").write_bytes(bytes(1000))
+    with pytest.raises(BiseError, match="arrived damaged"):
+        pull("org/m")
+    assert pull("org/m").read_bytes() == LARGE
+
+
 def test_a_damaged_file_is_deleted_and_named(hub: Hub) -> None:
     hub.files["org/m"] = {"m.Q4_0.gguf": LARGE}
     hub.spoil = True
-    with pytest.raises(BiseError, match="arrived damaged .SHA-256"):
+    with pytest.raises(BiseError, match="arrived damaged"):
         pull("org/m")
     assert held() == []
     hub.spoil = False
@@ -239,7 +260,7 @@ def test_without_a_network_one_clear_line(hub: Hub, monkeypatch: pytest.MonkeyPa
     path = pull("org/m")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens on the discard port
     assert pull("org/m") == path
-    with pytest.raises(BiseError, match="org/other: not in the cache, and http://127.0.0.1:9 cannot be reached"):
+    with pytest.raises(BiseError, match=r"org/other: not in the cache, and http://127\.0\.0\.1:9 cannot be reached"):
         pull("org/other")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert pull("org/m") == path
@@ -284,14 +305,14 @@ def test_parse(id: str, wanted: Wanted) -> None:
     assert Wanted.parse(id) == wanted
 
 
-@pytest.mark.parametrize("id", ["", "a", "a/b/c", "a b/c", "/a/b", "a/b:", "../b", "a/../b.gguf", "a/b/../c.gguf", "a/b?x=1"])
+@pytest.mark.parametrize("id", ["", "a", "a/b/c", "a b/c", "/a/b", "a/b:", "../b", "a/b/../c.gguf", "a/b?x=1"])
 def test_parse_refuses(id: str) -> None:
     with pytest.raises(RequestError, match="no hub id"):
         Wanted.parse(id)
 
 
 def test_types_are_read_from_names_of_every_style() -> None:
-    for name in ("mistral-7b.Q4_K_M.gguf", "Mistral-7B-q4_k_m.gguf", "Q4_K_M/model.gguf", "m-Q4_K_M-00001-of-00001.gguf"):
+    for name in ("m-7b.Q4_K_M.gguf", "M-7B-q4_k_m.gguf", "Q4_K_M/model.gguf", "m-Q4_K_M-00001-of-00001.gguf"):
         assert choose(Wanted("a/b", "Q4_K_M"), [name, "m.Q8_0.gguf"]) == [name]
     assert choose(Wanted("a/b", "F16"), ["m-fp16.gguf"]) == ["m-fp16.gguf"]
     assert choose(Wanted("a/b"), ["ggml-model.gguf", "mmproj-F16.gguf", "x.imatrix.gguf"]) == ["ggml-model.gguf"]
@@ -307,7 +328,7 @@ def test_the_order_of_preference() -> None:
 @pytest.mark.parametrize(
     ("wanted", "names", "error", "message"),
     [
-        (Wanted("a/b"), ["one.gguf", "two.gguf"], RequestError, "2 models, name one of them: there are one.gguf, two.gguf"),
+        (Wanted("a/b"), ["one.gguf", "two.gguf"], RequestError, "2 models, .*: there are one.gguf, two.gguf"),
         (Wanted("a/b", "Q6_K"), ["m.Q4_0.gguf"], RequestError, "has no Q6_K: there are Q4_0"),
         (Wanted("a/b", "IQ2_XXS"), ["m.IQ2_XXS.gguf"], UnsupportedError, "bise does not read IQ2_XXS"),
         (Wanted("a/b", file="x.gguf"), ["m.Q4_0.gguf"], RequestError, "has no file x.gguf"),

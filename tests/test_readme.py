@@ -114,6 +114,18 @@ def test_command_line_is_the_real_one() -> None:
             assert option in options or option == "--help", f"bise {match[1]} has no {option}"
 
 
+def test_commands_say_what_the_readme_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If not: make figures. Lines about this very machine are left out, and of a story the beginning is compared:
+    instruction sets round differently."""
+    shown, today = (_comparable(text) for text in (README, _module(ROOT / "docs" / "tour.py").toured(README)))
+    assert shown == today
+
+
+def _comparable(text: str) -> list[str]:
+    lines = "\n".join(re.findall(r"^```console\n(.*?)^```", text, re.DOTALL | re.MULTILINE)).splitlines()
+    return [line if len(line) < 110 else line[:60] for line in lines if not line.startswith("arithmetic")]
+
+
 def test_make_goals_exist() -> None:
     goals = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for block in blocks("sh"):

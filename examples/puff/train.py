@@ -41,7 +41,7 @@ BOOKS = 0.3  # share of the books' passages that an epoch takes
 CHAT, TWICE = 0.3, 0.2  # share of the stories and fables that are asked for; of those, share that follow another one
 BOS, EOS, IGNORE = 1, 2, -100
 COUNTERS = ("step", "seen", "epoch", "elapsed")  # steps, targets learnt, whole passes, seconds
-EVERY = 120.0  # seconds between two checkpoints
+EVERY = 300.0  # seconds between two checkpoints
 
 Example = tuple[list[int], list[int]]  # ids, and what of them is learnt: the same ids, IGNORE in requests
 
@@ -210,9 +210,8 @@ def train(work: Path, minutes: float, device: str, seed: int) -> None:
     losses: list[float] = []
     done = training.elapsed / (60 * minutes)
     while done < 1:
-        for inputs, targets in texts.batches(
-            random.Random(seed + training.epoch), CHAT, BOOKS if done < 1 - DECAY else 0.0
-        ):
+        chance = random.Random(f"{seed} {training.step}")  # taken up in the middle, an epoch is shuffled anew
+        for inputs, targets in texts.batches(chance, CHAT, BOOKS if done < 1 - DECAY else 0.0):
             losses.append(training.learn(inputs, targets, rate(training.step, done)))
             training.elapsed = time.monotonic() - begun
             done = training.elapsed / (60 * minutes)

@@ -13,7 +13,7 @@ import numpy as np
 from .cache import cache_bytes, whole
 from .chat import ChatFormat
 from .config import Config
-from .errors import RequestError, UnsupportedError
+from .errors import FormatError, RequestError, UnsupportedError
 from .model import Tap, forward
 from .ops import KV_TYPES, Ops, load_ops
 from .session import Completion, Message, Options, Session
@@ -38,6 +38,9 @@ class Model:
         self.weights, self.config, self.ops, self.context, self.kv = weights, config, ops, context, kv
         self.path = weights.path
         self.maybe_tokenizer = Tokenizer.of(weights)  # None: a folder without one works for ids
+        if self.maybe_tokenizer and self.maybe_tokenizer.vocab_size > config.vocab_size:
+            raise FormatError(f"{self.path}: the tokenizer has {self.maybe_tokenizer.vocab_size:,} pieces, the embedding "
+                              f"{config.vocab_size:,} rows: another model's tokenizer")  # fmt: skip
         self._chat_format = ChatFormat.of(weights, self.maybe_tokenizer) if self.maybe_tokenizer else None
         self.parameters = weights.place(ops, progress)
         self._scratch: Session | None = None
@@ -53,6 +56,11 @@ class Model:
         if self._chat_format is None:
             raise UnsupportedError(f"{self.path} has no chat format (a base model): use generate")
         return self._chat_format
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids may be sampled: an embedding may be padded with rows that no piece has."""
+        return self.maybe_tokenizer.vocab_size if self.maybe_tokenizer else self.config.vocab_size
 
     @property
     def stop_ids(self) -> frozenset[int]:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,14 +21,23 @@ from .cache import CHUNK, Cache
 from .config import Config
 from .errors import RequestError
 from .model import forward
-from .ops import Ring
-
-if TYPE_CHECKING:
-    from .api import Model
+from .ops import Ops, Ring
+from .weights import Layer, Parameters, Weights
 
 WARM_UP = 16  # tokens
 ARENA = 1 << 28  # bytes that the bandwidth test reads: far more than any cache holds
 Report = Callable[[str], None]
+
+
+class Loaded(Protocol):
+    """What is measured: a `bise.Model`, seen from below."""
+
+    ops: Ops
+    config: Config
+    weights: Weights
+    parameters: Parameters
+    context: int
+    kv: str
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class Row:
 
 
 def measure(
-    model: Model, depths: Sequence[int] = (0,), prefill: int = 512, decode: int = 32, repeats: int = 3,
+    model: Loaded, depths: Sequence[int] = (0,), prefill: int = 512, decode: int = 32, repeats: int = 3,
     report: Report = lambda _: None,
 ) -> list[Row]:  # fmt: skip
     """Prefill of `prefill` tokens and decode of `decode` tokens after each depth; 0 leaves one out.
@@ -64,7 +73,7 @@ def measure(
     """
     most = max(depths) + max(prefill, decode, WARM_UP)
     if most > model.context:
-        raise RequestError(f"depth and run need {most:,} tokens, context is {model.context:,}: smaller --depths or --context")
+        raise RequestError(f"depth and run need {most:,} tokens, context is {model.context:,}: take smaller --depths")
     if repeats < 1 or min(prefill, decode, *depths) < 0:
         raise RequestError("repeats must be 1 or more, depths and lengths 0 or more")
     run = _Run(model)
@@ -87,7 +96,7 @@ def measure(
 class _Run:
     """One sequence, driven by hand with random ids."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Loaded) -> None:
         self.model = model
         self.cache = Cache(model.ops, model.config, 1, model.context, model.kv)
         self.ids = np.random.default_rng(0).integers(0, model.config.vocab_size, model.context).astype(np.int32)
@@ -110,8 +119,8 @@ class _Run:
             self.step(1)
 
     def stand_at(self, depth: int, room: int) -> None:
-        """Have `depth` tokens read and `room` left. Where the rolling buffer has forgotten the way back, staying further
-        on is as good: past the window, depth changes nothing."""
+        """Have `depth` tokens read and `room` left. Where the rolling buffer has forgotten the way back, staying where
+        we are is as good: past the window, depth changes nothing."""
         here = self.cache.lengths[0]
         if here >= depth and not self.cache.rewind(0, depth) and here + room <= self.cache.context:
             return
@@ -126,9 +135,9 @@ def _seconds(go: Callable[[int], None], count: int) -> float:
     return time.perf_counter() - start
 
 
-def bytes_per_token(model: Model, depth: int) -> int:
-    """What one decode step at `depth` has to read at least: all weights but the embedding's other rows, and the keys and
-    values that it may see."""
+def bytes_per_token(model: Loaded, depth: int) -> int:
+    """What one decode step at `depth` has to read at least: all weights, of the embedding only one row, and the keys
+    and values that it may see."""
     c, weights = model.config, model.weights
     table = weights.entries["token_embd"].nbytes
     read = weights.nbytes - (0 if weights.tied else table - table // c.vocab_size)
@@ -138,7 +147,7 @@ def bytes_per_token(model: Model, depth: int) -> int:
 
 
 def bandwidth(threads: int | None = None, nbytes: int = ARENA, repeats: int = 5) -> float:
-    """Bytes per second that `threads` threads together read from memory: the best of several runs over a large array."""
+    """Bytes per second that `threads` threads read from memory together: best of several runs over a large array."""
     threads = threads or cores()
     parts = np.array_split(np.ones(nbytes // 8, np.int64), threads)
     best = 0.0
@@ -157,14 +166,13 @@ def python_seconds(config: Config, steps: int = 50) -> float:
     """What Python itself costs in one decode step: the engine around a backend that computes nothing. Median."""
     from .engine import Engine, Request
     from .sampler import Sampler, Sampling
-    from .weights import Layer, Parameters
 
     idle: Any = _Idle(config)
     cache = Cache(idle, config.with_window(None), 1, steps + 8)
     weights = Parameters(None, [Layer(*[None] * 9) for _ in range(config.n_layers)], None, None)
     engine = Engine(idle, config, weights, cache)
     engine.submit(Request([1], Sampler(Sampling(), config.vocab_size), steps + 4))
-    times = [_seconds(lambda _: engine.step() and None, 1) for _ in range(steps + 2)]
+    times = [_seconds(lambda _: [engine.step()].clear(), 1) for _ in range(steps + 2)]
     return statistics.median(times[2:])
 
 
@@ -262,8 +270,8 @@ def as_json(rows: Sequence[Row], bytes_per_second: float) -> list[dict[str, Any]
 
 
 def share(row: Row, bytes_per_second: float) -> float | None:
-    """Bytes that decoding read per second, over what the memory gives: 1 would be perfect. None for models so small that
-    a processor's caches may hold them."""
+    """Bytes that decoding read per second, over what the memory gives: 1 would be perfect. None for models so small
+    that a processor's caches may hold them."""
     if row.decode is None or row.bytes_per_token < ARENA:
         return None
     return round(row.decode.median * row.bytes_per_token / bytes_per_second, 3)

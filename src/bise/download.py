@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
 from .errors import BiseError
@@ -50,7 +50,7 @@ def download(repo: str, name: str, revision: str, cache: Path, report: Report) -
 
 def _ask(repo: str, name: str, revision: str) -> Remote:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     with polite(repo):
         url = hf_hub_url(repo, name, revision=revision, endpoint=constants.ENDPOINT)
@@ -79,11 +79,11 @@ def _fetch(what: str, remote: Remote, blob: Path, report: Report) -> None:
 
 
 def _receive(what: str, remote: Remote, part: Path, report: Report) -> None:
-    """Append what is missing; a connection that is cut is opened again as long as each one brings something."""
+    """Append what is missing; a connection that is cut is opened again as long as one in five brings something."""
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP library that it uses
 
     with open(part, "ab") as file:
-        here = file.tell() if file.tell() <= remote.size else file.truncate(0)
+        here = file.tell() if file.tell() <= remote.size else file.seek(file.truncate(0))
         free = shutil.disk_usage(part.parent).free
         if remote.size - here > free:
             raise BiseError(f"{what}: needs {remote.size - here:,} bytes, {part.parent} has {free:,} left: make room")
@@ -91,15 +91,15 @@ def _receive(what: str, remote: Remote, part: Path, report: Report) -> None:
         while here < remote.size:
             before, reason = here, "the connection was closed"
             try:
-                for here in _stream(remote, file, here):
-                    report(here)
+                for length in _stream(remote, file, here):
+                    report(length)
             except HTTPError as error:
                 reason = " ".join(str(error).split())[:100]
             here = file.tell()
             failed = 0 if here > before else failed + 1
             if failed == ATTEMPTS:
-                raise BiseError(f"{what}: broke off after {here:,} of {remote.size:,} bytes ({reason}): run the same again, "
-                                "it goes on from there")  # fmt: skip
+                came = f"{here:,} of {remote.size:,} bytes ({reason})"
+                raise BiseError(f"{what}: broke off after {came}: run the same again, it goes on from there")
             if here < remote.size:
                 time.sleep(PAUSE * failed)
 
@@ -107,15 +107,17 @@ def _receive(what: str, remote: Remote, part: Path, report: Report) -> None:
 def _stream(remote: Remote, file: BinaryIO, here: int) -> Iterator[int]:
     """One connection's worth of bytes, written as they come; yields how many of the file are here."""
     from huggingface_hub import constants, get_session
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
     ours = urlparse(remote.location).netloc == urlparse(constants.ENDPOINT).netloc
     headers = {k: v for k, v in build_hf_headers().items() if ours or k.lower() != "authorization"}  # not for a mirror
     headers |= {"Accept-Encoding": "identity"} | ({"Range": f"bytes={here}-"} if here else {})
-    with get_session().stream("GET", remote.location, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+    with get_session().stream(
+        "GET", remote.location, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+    ) as response:
         hf_raise_for_status(response)
         if here and response.status_code != 206:  # the server cannot begin in the middle
-            here = file.truncate(0)
+            here = file.seek(file.truncate(0))
         for chunk in response.iter_raw():
             here += file.write(chunk[: remote.size - here])
             yield here
@@ -131,27 +133,27 @@ def _check(what: str, remote: Remote, part: Path) -> None:
     with open(part, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    if digest.hexdigest() != remote.tag:
+    if (found := digest.hexdigest()) != remote.tag:
         part.unlink()
-        raise BiseError(
-            f"{what}: arrived damaged (SHA-256 {digest.hexdigest()[:12]}..., expected {remote.tag[:12]}...): deleted, pull it again"
-        )
+        sums = f"SHA-256 {found[:12]}..., expected {remote.tag[:12]}..."
+        raise BiseError(f"{what}: arrived damaged ({sums}): deleted, pull it again")
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """huggingface_hub's own bars and retry messages would tear the one bar that is shown."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
+    """huggingface_hub's own bars and messages would tear the one bar that is shown."""
+    from huggingface_hub import utils
 
-    shown, level = not are_progress_bars_disabled(), logging.get_verbosity()
-    disable_progress_bars()
-    logging.set_verbosity_error()
+    hub: Any = utils
+    shown, level = not hub.are_progress_bars_disabled(), hub.logging.get_verbosity()
+    hub.disable_progress_bars()
+    hub.logging.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        hub.logging.set_verbosity(level)
         if shown:
-            enable_progress_bars()
+            hub.enable_progress_bars()
 
 
 @contextmanager
@@ -159,23 +161,28 @@ def polite(repo: str) -> Iterator[None]:
     """Turn what can go wrong on the way to the hub into one line: what it was, and what can be done."""
     from huggingface_hub import constants, errors
 
-    hub, page = constants.ENDPOINT, f"{constants.ENDPOINT}/{repo}"
+    unreachable: Any = (errors.HTTPError, OSError)  # type: ignore[attr-defined]  # of the HTTP library that it uses
+    hub, login = constants.ENDPOINT, "'hf auth login'"
     try:
         with _silent():
             yield
     except errors.OfflineModeIsEnabled:
-        raise BiseError(f"{repo}: not in the cache, and HF_HUB_OFFLINE forbids the network: unset it, or name a local file") from None
+        remedy = "unset it, or name a local file"
+        raise BiseError(f"{repo}: not in the cache, and HF_HUB_OFFLINE forbids the network: {remedy}") from None
     except errors.GatedRepoError:
-        raise BiseError(f"{repo}: its owner wants its terms accepted: visit {page}, then log in with 'hf auth login'") from None
+        remedy = f"visit {hub}/{repo}, then log in with {login}"
+        raise BiseError(f"{repo}: its owner wants its terms accepted: {remedy}") from None
     except errors.RepositoryNotFoundError:
-        raise BiseError(f"{repo}: no such file here and no such model on {hub}, or a private one: check the name, or log in "
-                        "with 'hf auth login'") from None  # fmt: skip
+        what = f"no such file here and no such model on {hub}, or a private one"
+        raise BiseError(f"{repo}: {what}: check the name, or log in with {login}") from None
     except errors.EntryNotFoundError:
-        raise BiseError(f"{repo}: the file is not there any more: see {page}") from None
+        raise BiseError(f"{repo}: the file is not there any more: see {hub}/{repo}") from None
     except errors.HfHubHTTPError as error:
         code = getattr(error.response, "status_code", "?")
-        remedy = "log in again with 'hf auth login'" if code in (401, 403) else "try again later"
+        remedy = f"log in again with {login}" if code in (401, 403) else "try again later"
         raise BiseError(f"{repo}: {hub} answers {code}: {remedy}") from None
-    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
+    except unreachable as error:
         reason = " ".join(str(error).split())[:120]
-        raise BiseError(f"{repo}: not in the cache, and {hub} cannot be reached ({reason}): name a local file") from None
+        raise BiseError(
+            f"{repo}: not in the cache, and {hub} cannot be reached ({reason}): name a local file"
+        ) from None

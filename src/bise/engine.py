@@ -82,7 +82,7 @@ class Engine:
             self.running.remove(request)
 
     def _sample(self, request: Request, logits: np.ndarray) -> None:
-        token, logprob = request.sampler.sample(logits, self.history[request.sequence])
+        token, logprob = request.sampler.sample(logits[: request.sampler.vocab_size], self.history[request.sequence])
         if token in request.stop_ids:
             request.finish_reason = "stop"
             return

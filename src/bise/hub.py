@@ -27,10 +27,12 @@ ORDER = (
     "Q8_0", "Q3_K_L", "Q3_K_M", "Q3_K", "Q3_K_S", "Q2_K", "F16", "BF16", "F32",
 )  # fmt: skip
 _ID = re.compile(r"([\w.-]+/[\w.-]+?)(?::([\w.-]+)|/([\w./-]+\.gguf))?")
-_TYPE = re.compile(r"(?i)(?:^|[-._/])(I?Q\d+_(?:K(?:_[SML])?|[01]|XXS|XS|NL|[SML])|BF16|F16|FP16|F32)(?=[-._/]|$)")
+_TYPE = re.compile(r"(?i)(?:^|[-._/])(I?Q\d+_(?:K(?:_[SML])?|[01]|XXS|XS|NL|[SML])|BF16|FP?16|F32)(?=[-./]|$)")
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
-_SMALL = re.compile(r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|params)\.json"
-                    r"|tokenizer\.model(\.v\d)?|chat_template\.jinja")  # fmt: skip
+_SMALL = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|params)\.json"
+    r"|tokenizer\.model(\.v\d)?|chat_template\.jinja"
+)
 
 
 @dataclass(frozen=True)
@@ -228,14 +230,10 @@ def _files(wanted: Wanted, folder: Path) -> list[Path]:
     except BiseError:
         return []
     if "model.safetensors.index.json" in chosen:
-        last = _last_shard(chosen[-1])
-        if last != sum(name.startswith("model-") for name in chosen):
+        count = int(chosen[-1].removesuffix(".safetensors")[-5:])  # model-00001-of-00003
+        if count != sum(name.startswith("model-") for name in chosen):
             return []
     return [snapshot / name for name in chosen]
-
-
-def _last_shard(name: str) -> int:
-    return int(name.removesuffix(".safetensors")[-5:])
 
 
 def _models(repo: str, snapshot: Path) -> list[Held]:

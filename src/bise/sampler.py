@@ -246,7 +246,7 @@ def typical(x: Logits, p: float) -> Indices:
         return np.arange(len(x))
     mass = softmax(x)
     surprise = -np.log(np.maximum(mass, np.finfo(np.float64).tiny))
-    return _until(np.abs(surprise - float(mass @ surprise)), mass, p)
+    return _until(np.abs(surprise - float((mass * surprise).sum())), mass, p)
 
 
 def min_p(x: Logits, p: float) -> Indices:

@@ -45,6 +45,8 @@ class Options(TypedDict, total=False):
     dry_multiplier: float
     dry_base: float
     dry_allowed_length: int
+    dry_window: int
+    dry_breakers: frozenset[int]  # see sampler.breakers
     xtc_probability: float
     xtc_threshold: float
     mirostat_tau: float
@@ -204,7 +206,7 @@ class Session:
         unknown = settings.keys() - {f.name for f in fields(Sampling)}
         if unknown:
             raise RequestError(f"{sorted(unknown)[0]!r} is no option of generate; there are {', '.join(Options.__annotations__)}")
-        sampler = Sampler(Sampling(**settings), model.config.vocab_size)
+        sampler = Sampler(Sampling(**settings), model.vocab_size)
         request = Request(list(ids), sampler, limit, ends)
         self._engine.running.clear()  # a stream that nobody finished
         self._engine.submit(request)

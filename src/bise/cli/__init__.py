@@ -1,4 +1,4 @@
-"""The door for the command line: `bise VERB`. Each verb is a file; this one says hello, and what happens when things end."""
+"""The door for the command line: `bise VERB`. Each verb is a file; this one is the front page and every way out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _show_version(wanted: bool) -> None:
 def bise(
     version: Annotated[
         bool,
-        typer.Option("--version", metavar="", callback=_show_version, is_eager=True, help="Print the version and stop."),
+        typer.Option("--version", metavar="", callback=_show_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
     """Mistral 7B, the whole system, on one machine.

@@ -36,7 +36,7 @@ def bench(
         help="Tokens of the prompt that is read. Default: 512, or half of a smaller context.")] = 512,
     decode: Annotated[int, option(None, "--decode", metavar="N", help="Tokens that are written. Default: 32.")] = 32,
     depths: Annotated[str | None, option(None, "--depths", metavar="N,N,...",
-        help="Tokens of context before each run. Default: 0, for small models 0,1024,4096.")] = None,
+        help="Tokens of context before each run. Default: 0; for small models several.")] = None,
     repeats: Annotated[int, option(None, "--repeats", metavar="N",
         help="Runs of each; the median counts. Default: 3.")] = 3,
     json: Annotated[bool, option(None, "--json", help="Print one line of JSON, with the machine in it.")] = False,
@@ -77,7 +77,8 @@ def bench(
 def _depths(text: str | None, model: Model, run: int) -> list[int]:
     if text is None:
         wanted = (0, 1024, 4096) if model.config.parameters < SMALL else (0,)
-        return [depth for depth in wanted if depth + run <= model.context]
+        fitting = [depth for depth in wanted if depth + run <= model.context]
+        return fitting if len(fitting) == len(wanted) else sorted({*fitting, model.context - run})
     if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
         raise RequestError(f"--depths is {text!r}, expected whole numbers with commas: 0,1024,4096")
     return [int(part) for part in text.split(",")]
@@ -97,12 +98,13 @@ def _print(result: dict[str, Any], rows: list[Row]) -> None:
             "Python": f"{result['python_ms']} ms of every decode step",
         },
     )
-    heads = [">depth", f">prefill {result['prefill']}", f">decode {result['decode']}", ">read per token", ">of bandwidth"]
+    runs = [f">prefill {result['prefill']}", f">decode {result['decode']}"]
     lines = []
     for row, facts in zip(rows, result["rows"], strict=True):
         reached = facts["bandwidth_share"]
         lines.append([f"{row.depth:,}", _speed(row.prefill), _speed(row.decode), size(row.bytes_per_token),
                       f"{reached:.0%}" if reached is not None else "fits a cache"])  # fmt: skip
+    heads = [">depth", *runs, ">read per token", ">of bandwidth"]
     print_table(heads, lines, f"Tokens per second: median (lowest to highest) of {result['repeats']}")
 
 

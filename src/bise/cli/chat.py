@@ -104,7 +104,7 @@ class Chat:
         """One message and its reply. Ctrl-C ends the reply where it is."""
         from .terminal import Bar, note, say
 
-        last = ""
+        last, stopped = "", False
         try:
             with Bar("reading", "tokens") as bar:
                 for last in self.session.stream_chat(content, progress=bar, **self.options):
@@ -113,20 +113,21 @@ class Chat:
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
-            note("(stopped)" if last else "(stopped before the reply began: the message is forgotten)")
+            stopped = True
         finally:
             if last and not last.endswith("\n"):
                 say("\n")
-        if sys.stderr.isatty() and last and not self.quiet:
-            note(self.summary())
+        if stopped and not last:
+            note("stopped before the reply began: the message is forgotten")
+        elif sys.stderr.isatty() and not self.quiet:
+            note(f"stopped; {self.summary()}" if stopped else self.summary())
 
     def summary(self) -> str:
         from .terminal import speed
 
         last = self.session.last
         used = f"{len(self.session.tokens):,} of {self.model.context:,} tokens of context used"
-        cut = ", cut off" if last and last.finish_reason == "length" else ""
-        return f"{speed(last)}{cut}; {used}" if last else used
+        return f"{speed(last)}; {used}" if last else used
 
     def obey(self, line: str) -> None:
         name, _, rest = line.strip().partition(" ")
@@ -144,7 +145,7 @@ class Chat:
         self.tell("  A pasted text may have several lines; Alt-Enter begins a new one.")
 
     def system(self, text: str) -> None:
-        """give instructions that stand before the conversation; with no text, take them away"""
+        """give instructions that stand before the conversation; no text: none"""
         self.session.system = text or None
 
     def save(self, path: str) -> None:
@@ -157,7 +158,8 @@ class Chat:
         from ..session import Session
 
         self.session = Session.load(path, self.model)
-        self.tell(f"{path}: {len(self.session.messages)} messages, {len(self.session.tokens):,} tokens, nothing read again")
+        session = self.session
+        self.tell(f"{path}: {len(session.messages)} messages, {len(session.tokens):,} tokens, nothing read again")
 
     def retry(self, _: str) -> None:
         """say the last message again, for another reply"""
@@ -203,7 +205,8 @@ def _typed() -> Iterator[str]:
     keys = KeyBindings()
     keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
     path = _history_file()
-    asker: PromptSession[str] = PromptSession(history=FileHistory(str(path)) if path else InMemoryHistory(), key_bindings=keys)
+    history = FileHistory(str(path)) if path else InMemoryHistory()
+    asker: PromptSession[str] = PromptSession(history=history, key_bindings=keys)
     while True:
         try:
             yield asker.prompt("> ", prompt_continuation="  ")

@@ -15,7 +15,7 @@ from .options import MODEL, option
 if TYPE_CHECKING:
     from ..weights import Weights
 
-CONTEXTS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768)  # tokens; the largest four that the model was made for are shown
+CONTEXTS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768)  # tokens; of those the model was made for, the last four
 EXAMPLES = """[bold]Examples[/]
 
 [cyan]bise info[/]  the built-in model
@@ -141,12 +141,17 @@ def _print(facts: dict[str, Any]) -> None:
     )
     rows = [[kind, f"{t['tensors']:,}", size(t["bytes"])] for kind, t in facts["types"].items()]
     print_table(["type", ">tensors", ">size"], rows, "Weights by type")
-    columns = ["window_f16", "window_q8_0", "full_f16", "full_q8_0"] if window["tokens"] else ["full_f16", "full_q8_0"]
-    heads = {"window_f16": ">f16", "window_q8_0": ">q8_0", "full_f16": ">f16, no window", "full_q8_0": ">q8_0, no window"}
-    if not window["tokens"]:
-        heads = {"full_f16": ">f16", "full_q8_0": ">q8_0"}
-    rows = [[f"{row['context']:,}", *(size(row[column]) if row[column] else "" for column in columns)] for row in facts["memory"]]
-    print_table([">context", *(heads[column] for column in columns)], rows, "Memory for keys and values, on top of the weights")
+    _print_memory(facts["memory"], bool(window["tokens"]))
+
+
+def _print_memory(memory: list[dict[str, int | None]], window: bool) -> None:
+    from .terminal import print_table, size
+
+    heads = {"full_f16": ">f16", "full_q8_0": ">q8_0"}
+    if window:
+        heads = {"window_f16": ">f16", "window_q8_0": ">q8_0", "full_f16": ">f16, full", "full_q8_0": ">q8_0, full"}
+    rows = [[f"{row['context']:,}", *(size(row[column] or 0) for column in heads)] for row in memory]
+    print_table([">context", *heads.values()], rows, "Memory for keys and values, on top of the weights")
 
 
 def _tokenizer_line(tokenizer: dict[str, Any] | None) -> str:

@@ -53,7 +53,8 @@ def show(json: Annotated[bool, option(None, "--json", help="Print one JSON array
         print(writer.dumps(rows))
     elif found:
         used = [time.strftime("%Y-%m-%d", time.localtime(m.used)) for m in found]
-        print_table(["model", ">size", "last read"], [[m.id, size(m.nbytes), day] for m, day in zip(found, used, strict=True)])
+        lines = [[m.id, size(m.nbytes), day] for m, day in zip(found, used, strict=True)]
+        print_table(["model", ">size", "last read"], lines)
     else:
         note("no models here yet: bise models pull ORG/REPO")
 
@@ -73,7 +74,9 @@ def pull(id: Annotated[str, typer.Argument(metavar="ID", help=ID)]) -> None:
 
 
 @models.command()
-def remove(id: Annotated[str, typer.Argument(metavar="ID", help="As 'bise models list' shows it; ORG/REPO removes all of it.")]) -> None:
+def remove(
+    id: Annotated[str, typer.Argument(metavar="ID", help="As 'bise models list' shows it; ORG/REPO is all of it.")],
+) -> None:
     """Delete a model from the cache."""
     from .. import hub
     from .terminal import size

@@ -27,23 +27,28 @@ def option(panel: str | None, *names: str, help: str, metavar: str = "") -> Any:
     return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, show_default=False)
 
 
+# fmt: off
 @dataclass
 class Loading:
     """Everything that `bise.load` may be told."""
 
     window: Annotated[str | None, option(LOADING, "--window", metavar="N|none",
         help="Sliding window: how many tokens back each token looks; 'none' looks at everything. "
-             "Default: as the model was trained.")] = None  # fmt: skip
+             "Default: as the model was trained.")] = None
     context: Annotated[int | None, option(LOADING, "--context", metavar="N",
-        help="The most tokens that prompt and answer may have together. Default: as the model was trained.")] = None  # fmt: skip
+        help="The most tokens that prompt and answer may have together. Default: as the model was trained.")] = None
     kv: Annotated[str, option(LOADING, "--kv", metavar="f16|q8_0|f32",
-        help="How the keys and values of past tokens are kept: 16 bits, 8 bits (half the memory), 32 bits. Default: f16.")] = "f16"  # fmt: skip
+        help="How the keys and values of past tokens are kept: in 16 bits, 8 bits (half the memory) or 32 bits. "
+             "Default: f16.")] = "f16"
     threads: Annotated[int | None, option(LOADING, "--threads", "-t", metavar="N",
-        help="Processor threads. Default: one per core.")] = None  # fmt: skip
+        help="Processor threads. Default: one per core.")] = None
     backend: Annotated[str, option(LOADING, "--backend", metavar="cpu|torch|reference",
-        help="What does the arithmetic: the C++ kernels, PyTorch, or plain NumPy (slow, the specification). Default: cpu.")] = "cpu"  # fmt: skip
+        help="What does the arithmetic: the C++ kernels, PyTorch, or plain NumPy (slow, the specification). "
+             "Default: cpu.")] = "cpu"
     device: Annotated[str | None, option(LOADING, "--device", metavar="NAME",
-        help="Where the torch backend computes: cpu, cuda, cuda:1, mps.")] = None  # fmt: skip
+        help="Where the torch backend computes: cpu, cuda, cuda:1, mps.")] = None
+
+    # fmt: on
 
     def open(self, path: Path | str | None) -> Model:
         """The model, with a bar on the terminal while its weights are placed."""
@@ -67,52 +72,54 @@ class Loading:
         return int(self.window)
 
 
+# fmt: off
 @dataclass
 class Choosing:
     """The settings of `bise.Sampling` and what ends an answer. Values are checked there, not here."""
 
     stop: Annotated[list[str], option(ANSWER, "--stop", metavar="TEXT",
-        help="End where this text would appear. May be given several times.")] = field(default_factory=list)  # fmt: skip
+        help="End where this text would appear. May be given several times.")] = field(default_factory=list)
     ignore_eos: Annotated[bool, option(ANSWER, "--ignore-eos",
-        help="Go on where the model would end.")] = False  # fmt: skip
+        help="Go on where the model would end.")] = False
     seed: Annotated[int | None, option(CHOICE, "--seed", metavar="N",
-        help="Where the random numbers start: same seed, same text. Default: a new one each time.")] = None  # fmt: skip
+        help="Where the random numbers start: same seed, same text. Default: a new one each time.")] = None
     top_k: Annotated[int, option(CHOICE, "--top-k", metavar="N",
-        help="Choose among the N likeliest tokens only. Default: all.")] = 0  # fmt: skip
+        help="Choose among the N likeliest tokens only. Default: all.")] = 0
     top_p: Annotated[float, option(CHOICE, "--top-p", metavar="P",
-        help="Choose among the fewest tokens whose probabilities add up to P. Default: all.")] = 1.0  # fmt: skip
+        help="Choose among the fewest tokens whose probabilities add up to P. Default: all.")] = 1.0
     min_p: Annotated[float, option(CHOICE, "--min-p", metavar="P",
-        help="Leave out tokens less than P times as likely as the likeliest. Default: none.")] = 0.0  # fmt: skip
+        help="Leave out tokens less than P times as likely as the likeliest. Default: none.")] = 0.0
     typical_p: Annotated[float, option(CHOICE, "--typical-p", metavar="P",
         help="Keep the tokens whose surprise is nearest to the average, up to a probability of P. Default: all.",
-        )] = 1.0  # fmt: skip
+        )] = 1.0
     logit_bias: Annotated[list[str], option(CHOICE, "--logit-bias", metavar="ID=VALUE",
         help="Add VALUE to the score of token ID; -inf forbids it. May be given several times.")] = field(
-        default_factory=list)  # fmt: skip
+        default_factory=list)
     repetition_penalty: Annotated[float, option(REPETITION, "--repetition-penalty", metavar="X",
-        help="Make lately used tokens less likely: 1.1 is mild. Default: 1, off.")] = 1.0  # fmt: skip
+        help="Make lately used tokens less likely: 1.1 is mild. Default: 1, off.")] = 1.0
     presence_penalty: Annotated[float, option(REPETITION, "--presence-penalty", metavar="X",
-        help="Take X off the score of every lately used token. Default: 0.")] = 0.0  # fmt: skip
+        help="Take X off the score of every lately used token. Default: 0.")] = 0.0
     frequency_penalty: Annotated[float, option(REPETITION, "--frequency-penalty", metavar="X",
-        help="Take X off the score for each time a token was lately used. Default: 0.")] = 0.0  # fmt: skip
+        help="Take X off the score for each time a token was lately used. Default: 0.")] = 0.0
     penalty_window: Annotated[int, option(REPETITION, "--penalty-window", metavar="N",
-        help="How many tokens back 'lately' reaches; -1: to the start. Default: 64.")] = 64  # fmt: skip
+        help="How many tokens back 'lately' reaches; -1: to the start. Default: 64.")] = 64
     dry_multiplier: Annotated[float, option(REPETITION, "--dry-multiplier", metavar="X",
         help="DRY ('don't repeat yourself'): how strongly to avoid phrases said before. Usual: 0.8. Default: 0, off.",
-        )] = 0.0  # fmt: skip
+        )] = 0.0
     dry_base: Annotated[float, option(REPETITION, "--dry-base", metavar="X",
-        help="DRY: each further repeated token multiplies the penalty by X. Default: 1.75.")] = 1.75  # fmt: skip
+        help="DRY: each further repeated token multiplies the penalty by X. Default: 1.75.")] = 1.75
     dry_allowed_length: Annotated[int, option(REPETITION, "--dry-allowed-length", metavar="N",
-        help="DRY: shorter phrases than N tokens may be repeated. Default: 2.")] = 2  # fmt: skip
+        help="DRY: shorter phrases than N tokens may be repeated. Default: 2.")] = 2
     xtc_probability: Annotated[float, option(SURPRISE, "--xtc-probability", metavar="P",
-        help="XTC ('exclude top choices'): how often the obvious tokens are passed over. Default: 0, never.")] = 0.0  # fmt: skip
+        help="XTC ('exclude top choices'): how often the obvious tokens are passed over. Default: 0, never.")] = 0.0
     xtc_threshold: Annotated[float, option(SURPRISE, "--xtc-threshold", metavar="P",
-        help="XTC: of the tokens at least this likely, only the least likely stays. Default: 0.1.")] = 0.1  # fmt: skip
+        help="XTC: of the tokens at least this likely, only the least likely stays. Default: 0.1.")] = 0.1
     mirostat_tau: Annotated[float, option(SURPRISE, "--mirostat-tau", metavar="BITS",
-        help="Mirostat 2: hold the surprise near BITS per token, in place of the cuts above. Usual: 5. Default: 0, off.",
-        )] = 0.0  # fmt: skip
+        help="Mirostat 2: hold the surprise near BITS per token, in place of the cuts above. Usual: 5. Default: off.",
+        )] = 0.0
     mirostat_eta: Annotated[float, option(SURPRISE, "--mirostat-eta", metavar="X",
-        help="Mirostat 2: how quickly it corrects itself. Default: 0.1.")] = 0.1  # fmt: skip
+        help="Mirostat 2: how quickly it corrects itself. Default: 0.1.")] = 0.1
+    # fmt: on
 
     def options(self, model: Model, temperature: float) -> dict[str, Any]:
         """What `Session.stream` takes. Without --seed one is drawn here, so that it can be told."""

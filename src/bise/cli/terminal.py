@@ -83,7 +83,8 @@ class Bar:
         if self._progress is None and (seconds > PATIENCE or self._long(total - done)) and done < total:
             self._progress = self._open(total)
         if self._progress is not None:
-            speed = f"{(done - self._first) / seconds:,.0f} tokens/s" if self.unit == "tokens" and done > self._first else ""
+            counted = self.unit == "tokens" and done > self._first
+            speed = f"{(done - self._first) / seconds:,.0f} tokens/s" if counted else ""
             self._progress.update(self._task, completed=done, speed=speed)
 
     def close(self) -> None:
@@ -97,30 +98,28 @@ class Bar:
         return self.unit == "tokens" and left > 512
 
     def _open(self, total: int) -> Any:
-        from rich.progress import (
-            BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn,
-        )  # fmt: skip
+        from rich import progress as rich
 
-        amount = (
-            [DownloadColumn(binary_units=True), TransferSpeedColumn()] if self.unit == "bytes"
-            else [TextColumn("{task.completed:,.0f} of {task.total:,.0f} {task.fields[unit]}"), TextColumn("{task.fields[speed]}")]
+        amount: list[rich.ProgressColumn] = [rich.DownloadColumn(binary_units=True), rich.TransferSpeedColumn()]
+        if self.unit == "tokens":
+            amount = [rich.TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens {task.fields[speed]}")]
+        progress = rich.Progress(
+            rich.TextColumn("[dim]{task.description}"), rich.BarColumn(), *amount,
+            rich.TimeRemainingColumn(compact=True), console=console(), transient=True,
         )  # fmt: skip
-        progress = Progress(
-            TextColumn("[dim]{task.description}"), BarColumn(), *amount, TimeRemainingColumn(compact=True),
-            console=console(), transient=True,
-        )  # fmt: skip
-        self._task = progress.add_task(self.title, total=total, unit=self.unit, speed="")
+        self._task = progress.add_task(self.title, total=total, speed="")
         progress.start()
         return progress
 
 
 def size(nbytes: int) -> str:
     """Bytes for a person: 3 digits that matter."""
-    value, units = float(nbytes), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while value >= 1000 and len(units) > 1:
-        value /= 1024
-        units.pop(0)
-    return f"{value:.0f} B" if units[0] == "B" else f"{value:.3g} {units[0]}" if value >= 100 else f"{value:.2f} {units[0]}"
+    if nbytes < 1000:
+        return f"{nbytes} B"
+    value, unit = float(nbytes), -1
+    while value >= 1000 and unit < 3:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {('KiB', 'MiB', 'GiB', 'TiB')[unit]}"
 
 
 def speed(done: Completion) -> str:
@@ -128,7 +127,7 @@ def speed(done: Completion) -> str:
     read = done.prompt_tokens - done.reused_tokens
     reused = f" ({done.reused_tokens:,} reused)" if done.reused_tokens else ""
     wrote = len(done.tokens)
-    parts = [f"read {read:,} tokens{reused} at {_rate(read, done.prefill_seconds)}"]
+    parts = [f"read {read:,} token{'s' * (read != 1)}{reused} at {_rate(read, done.prefill_seconds)}"]
     if wrote > 1:  # the first one comes with the prompt
         parts.append(f"wrote {wrote:,} at {_rate(wrote - 1, done.decode_seconds)}")
     return ", ".join(parts)
