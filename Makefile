@@ -15,9 +15,9 @@ test: .venv/.tests lint  ## everything that CI checks, with the test runner's ow
 	@$(BIN)/python -m pytest
 
 lint: .venv/.tests
-	@$(BIN)/ruff check .
+	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
-	@$(BIN)/mypy src
+	@$(BIN)/mypy --no-error-summary src
 	@$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp
 
 format: .venv/.tests
@@ -25,7 +25,7 @@ format: .venv/.tests
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/clang-format -i csrc/*.h csrc/*.cpp
 
-figures: .venv/.tests  ## draw the pictures of the README again, and run the commands that it shows
+figures: .venv/.tests  ## draw the README's pictures again, and run the commands that it shows
 	@$(BIN)/python docs/figures/draw.py
 	@$(BIN)/python docs/tour.py
 
@@ -38,16 +38,18 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
-# Installed editable: Python files count as they are, the kernels are built again when one of NATIVE changes.
+# Installed editable, with the build's tools in .venv: Python files count as they are, and of the kernels only what has
+# changed is compiled again.
 .venv/.bise: $(NATIVE) | $(BIN)/python
-	@echo "building bise (a minute or two)"
-	$(PIP) --editable .
+	@echo "building bise: a minute or two the first time"
+	@$(PIP) 'scikit-build-core>=0.10' 'nanobind>=2.4' cmake ninja
+	@$(PIP) --no-build-isolation --editable .
 	@touch $@
 
 # torch first and pinned, so that nothing else chooses one; llama-cpp-python is compiled, once: pip keeps its wheel.
-.venv/.tests: $(NATIVE) | $(BIN)/python
-	@echo "setting up bise and what its tests compare it with (some minutes the first time)"
-	$(PIP) torch==2.13.0
-	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(PIP) llama-cpp-python==0.3.36
-	$(PIP) --editable '.[test,dev]'
-	@touch .venv/.bise $@
+.venv/.tests: .venv/.bise
+	@echo "setting up what the tests compare bise with: up to ten minutes the first time"
+	@$(PIP) torch==2.13.0
+	@CMAKE_ARGS=-DLLAVA_BUILD=OFF $(PIP) llama-cpp-python==0.3.36
+	@$(PIP) --no-build-isolation --editable '.[test,dev]'
+	@touch $@

@@ -42,15 +42,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--turn", choices=ENGINES, help=argparse.SUPPRESS)  # one engine, in this process
     arguments = parser.parse_args()
+    if not os.path.exists(arguments.model):
+        parser.error(f"{arguments.model}: there is no such file")
     if arguments.turn:
         print(json.dumps(ENGINES[arguments.turn](arguments)))
         return
+    busy = os.getloadavg()[0]
+    if busy > 0.5:
+        print(f"other processes use {busy:.1f} cores of this machine: the figures will be theirs too", file=sys.stderr)
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in present()}
     for number in range(arguments.rounds):
         for name in turns:
             print(f"round {number + 1} of {arguments.rounds}: {name}", file=sys.stderr)
             turns[name].append(turn(name))
-    report(arguments, {name: medians(results) for name, results in turns.items()})
+    report(arguments, busy, {name: medians(results) for name, results in turns.items()})
 
 
 def present() -> list[str]:
@@ -148,7 +153,7 @@ def medians(results: list[dict[str, float]]) -> dict[str, float]:
     return {name: round(statistics.median(r[name] for r in results), 2) for name in FIGURES}
 
 
-def report(a: argparse.Namespace, found: dict[str, dict[str, float]]) -> None:
+def report(a: argparse.Namespace, busy: float, found: dict[str, dict[str, float]]) -> None:
     """The ratio says how many times better bise is."""
     from bise.bench import machine
 
@@ -162,7 +167,13 @@ def report(a: argparse.Namespace, found: dict[str, dict[str, float]]) -> None:
             line += f"{ratios[figure]:>8.2f}"
         print(f"{line}  {unit}")
     peer = version("llama-cpp-python") if "llama.cpp" in found else None
-    settings = {"threads": a.threads, "prefill": a.prefill, "decode": a.decode, "rounds": a.rounds}
+    settings = {
+        "threads": a.threads,
+        "prefill": a.prefill,
+        "decode": a.decode,
+        "rounds": a.rounds,
+        "load_average": round(busy, 1),
+    }
     about = {"model": os.path.basename(a.model), **settings, "llama-cpp-python": peer}
     print(json.dumps(about | {"medians": found, "ratios": ratios, "machine": machine()}))
 

@@ -5,6 +5,8 @@
 
 #include "memory.h"
 
+#define BISE_INLINE inline __attribute__((always_inline))
+
 namespace bise {
 
 using i64 = int64_t;
@@ -17,7 +19,7 @@ enum class Type : int { F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K };
 constexpr int kTypes = 8;
 
 // Bytes of one packed block (16 rows x 256 columns). The same as in the file, but for Q6_K whose scale d grows to float32.
-constexpr i64 packed_bytes(Type type) {
+BISE_INLINE constexpr i64 packed_bytes(Type type) {
     constexpr i64 bytes[kTypes] = {16384, 8192, 8192, 4352, 2304, 2304, 2816, 3392};
     return bytes[static_cast<int>(type)];
 }
@@ -28,18 +30,19 @@ struct Matrix {
     i64 rows, cols;
     i64 panels, blocks;  // ceil(rows / 16), ceil(cols / 256)
     Buffer data;         // panels * panel_bytes()
-    i64 panel_bytes() const {
+    // (always inlined: a copy compiled for one instruction set must not be the one that the linker keeps for all)
+    BISE_INLINE i64 panel_bytes() const {
         if (type <= Type::BF16) return (cols * (type == Type::F32 ? 64 : 32) + 63) / 64 * 64;
         return blocks * packed_bytes(type);
     }
-    const uint8_t* panel(i64 p) const { return data.bytes() + p * panel_bytes(); }
-    int rows_of(i64 p) const { return static_cast<int>(rows - kRows * p < kRows ? rows - kRows * p : kRows); }
+    BISE_INLINE const uint8_t* panel(i64 p) const { return data.bytes() + p * panel_bytes(); }
+    BISE_INLINE int rows_of(i64 p) const { return static_cast<int>(rows - kRows * p < kRows ? rows - kRows * p : kRows); }
 };
 
 // 256 activations of one token as 8-bit integers, with the sums that the weights' offsets and minima need.
 // They lie as [block][padded(T)]. One scale per 256 for the K types, one per 32 for Q8_0 and Q4_0.
 constexpr i64 kFew = 4;  // up to here a kernel for exactly T columns; beyond, columns come in tiles that divide 8
-constexpr i64 padded(i64 T) { return T <= kFew ? T : (T + 7) / 8 * 8; }
+BISE_INLINE constexpr i64 padded(i64 T) { return T <= kFew ? T : (T + 7) / 8 * 8; }
 struct alignas(64) Act256 {
     int8_t q[256];
     float d;
@@ -94,7 +97,7 @@ struct Kernels {
 };
 
 constexpr i64 kQueries = 16;  // most tokens in one Queries
-constexpr i64 attend_scratch(i64 R, i64 D) {
+BISE_INLINE constexpr i64 attend_scratch(i64 R, i64 D) {
     const i64 wide = (D + 15) / 16 * 16, rows = kQueries * R;
     return 4 * (2 * rows * wide + 2 * kKeys * wide + rows * kKeys + 2 * ((rows + 15) / 16 * 16)) + 64;
 }

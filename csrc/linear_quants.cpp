@@ -6,55 +6,74 @@
 namespace bise {
 namespace {
 
-// acc[c] += one block of a K type times one block of column c
-template <class W, int n>
-BISE_INLINE void block_dot(const W& w, const Act256* a, F* acc) {
+// sum over the groups of a block: minimum (or, for Q6_K, scale) times the sum of activations
+template <class W>
+BISE_INLINE I minima_dot(const W& w, const Act256& a) {
+    I m = zero_i();
+    if constexpr (W::offset) unroll<8>([&](auto i) BISE_LAMBDA { m = dot2(m, w.template minima<i>(), a.pairs[i]); });
+    else unroll<4>([&](auto i) BISE_LAMBDA { m = dot2(m, w.template minima<i>(), a.minima[i]); });
+    return m;
+}
+
+// acc[p * n + c] += a block of panel p times a block of column c, for P panels and n columns: here for the K types
+template <class W, int P, int n>
+BISE_INLINE void block_dot(const W* w, const Act256* a, F* acc) {
     constexpr int step = W::per_scale < dots_per_part(W::top) ? W::per_scale : dots_per_part(W::top);
-    Sum sums[n];
-    for (int c = 0; c < n; c++) sums[c] = sum_zero();
-    unroll<64 / step>([&](auto i) {
-        Part parts[n];
-        for (int c = 0; c < n; c++) parts[c] = part(W::offset ? a[c].offset[i * step / 4] : 0);
-        unroll<step>([&](auto k) {
+    Sum sums[P * n];
+    for (int i = 0; i < P * n; i++) sums[i] = sum_zero();
+    unroll<64 / step>([&](auto i) BISE_LAMBDA {
+        Part parts[P * n];
+        for (int c = 0; c < P * n; c++) parts[c] = part(W::offset ? a[c % n].offset[i * step / 4] : 0);
+        unroll<step>([&](auto k) BISE_LAMBDA {
             constexpr int j = i * step + k;
-            const I q = w.template quant<j>();
-            for (int c = 0; c < n; c++) parts[c] = dot(parts[c], q, a[c].q + 4 * j);
+            I q[P];
+            for (int p = 0; p < P; p++) q[p] = w[p].template quant<j>();
+            for (int c = 0; c < n; c++)
+                for (int p = 0; p < P; p++) parts[p * n + c] = dot(parts[p * n + c], q[p], a[c].q + 4 * j);
         });
-        const Scale scale = to_scale(w.template scale<i * step / W::per_scale>());
-        for (int c = 0; c < n; c++) sums[c] = add_scaled(sums[c], parts[c], scale);
+        for (int p = 0; p < P; p++) {
+            const Scale scale = to_scale(w[p].template scale<i * step / W::per_scale>());
+            for (int c = 0; c < n; c++) sums[p * n + c] = add_scaled(sums[p * n + c], parts[p * n + c], scale);
+        }
     });
-    const F d = w.d();
-    for (int c = 0; c < n; c++) acc[c] = fma(mul(d, set1(a[c].d)), sum_float(sums[c]), acc[c]);
-    if constexpr (W::has_minima) {
-        const F dmin = w.dmin();
-        for (int c = 0; c < n; c++) {
-            I m = zero_i();
-            if constexpr (W::offset) unroll<8>([&](auto i) { m = dot2(m, w.template minima<i>(), a[c].pairs[i]); });
-            else unroll<4>([&](auto i) { m = dot2(m, w.template minima<i>(), a[c].minima[i]); });
-            acc[c] = fnma(mul(dmin, set1(a[c].d)), to_float(m), acc[c]);
+    for (int p = 0; p < P; p++) {
+        const F d = w[p].d();
+        for (int c = 0; c < n; c++) acc[p * n + c] = fma(mul(d, set1(a[c].d)), sum_float(sums[p * n + c]), acc[p * n + c]);
+        if constexpr (W::has_minima) {
+            const F dmin = w[p].dmin();
+            for (int c = 0; c < n; c++) {
+                const F minima = to_float(minima_dot(w[p], a[c]));
+                acc[p * n + c] = fnma(mul(dmin, set1(a[c].d)), minima, acc[p * n + c]);
+            }
         }
     }
 }
 
 // the same for Q8_0 and Q4_0
-template <class W, int n>
-BISE_INLINE void block_dot(const W& w, const Act32* a, F* acc) {
-    unroll<8>([&](auto s) {
-        Part parts[n];
-        for (int c = 0; c < n; c++) parts[c] = part(W::offset == 8 ? a[c].offset8[s] : a[c].offset128[s]);
-        unroll<8>([&](auto k) {
+template <class W, int P, int n>
+BISE_INLINE void block_dot(const W* w, const Act32* a, F* acc) {
+    unroll<8>([&](auto s) BISE_LAMBDA {
+        Part parts[P * n];
+        for (int c = 0; c < P * n; c++) parts[c] = part(W::offset == 8 ? a[c % n].offset8[s] : a[c % n].offset128[s]);
+        unroll<8>([&](auto k) BISE_LAMBDA {
             constexpr int j = 8 * s + k;
-            const I q = w.template quant<j>();
+            I q[P];
+            for (int p = 0; p < P; p++) q[p] = w[p].template quant<j>();
             for (int c = 0; c < n; c++) {
-                if constexpr (W::is_signed) parts[c] = dot_signed(parts[c], q, a[c].q + 4 * j);
-                else parts[c] = dot(parts[c], q, a[c].q + 4 * j);
+                for (int p = 0; p < P; p++) {
+                    Part& sum = parts[p * n + c];
+                    if constexpr (W::is_signed) sum = dot_signed(sum, q[p], a[c].q + 4 * j);
+                    else sum = dot(sum, q[p], a[c].q + 4 * j);
+                }
             }
         });
-        const F d = w.template d<s>();
-        for (int c = 0; c < n; c++) {
-            I total = W::is_signed ? parts[c] : part_total(parts[c]);
-            if constexpr (kNarrow && !W::is_signed) total = add_i(total, set1_i(a[c].offset8[s]));
-            acc[c] = fma(mul(to_float(total), d), set1(a[c].d[s]), acc[c]);
+        for (int p = 0; p < P; p++) {
+            const F d = w[p].template d<s>();
+            for (int c = 0; c < n; c++) {
+                I total = W::is_signed ? parts[p * n + c] : part_total(parts[p * n + c]);
+                if constexpr (kNarrow && !W::is_signed) total = add_i(total, set1_i(a[c].offset8[s]));
+                acc[p * n + c] = fma(mul(to_float(total), d), set1(a[c].d[s]), acc[p * n + c]);
+            }
         }
     });
 }
@@ -66,37 +85,34 @@ void columns(const Matrix& w, i64 p, const typename Packed<type>::Act* a, float*
     F acc[n];
     for (int c = 0; c < n; c++) acc[c] = zero();
     for (i64 b = 0; b < w.blocks; b++, panel += packed_bytes(type), a += n) {
-        block_dot<Packed<type>, n>(Packed<type>(panel), a, acc);
+        const Packed<type> w1(panel);
+        block_dot<Packed<type>, 1, n>(&w1, a, acc);
     }
     for (int c = 0; c < n; c++) store_n(y + c * w.rows + kRows * p, acc[c], w.rows_of(p));
 }
 
-// kTile columns of a strip of sums
+// kPanels panels times kTile columns of their strips of sums (kPanels, columns, 16)
+constexpr i64 kStrip = 64;
 template <class W>
-__attribute__((noinline)) void tile(const W& w, const typename W::Act* a, float* sums) {
-    F acc[kTile];
-    for (int c = 0; c < kTile; c++) acc[c] = load(sums + 16 * c);
-    block_dot<W, kTile>(w, a, acc);
-    for (int c = 0; c < kTile; c++) store(sums + 16 * c, acc[c]);
+__attribute__((noinline)) void tile(const W* w, const typename W::Act* a, float* sums) {
+    F acc[kPanels * kTile];
+    for (int i = 0; i < kPanels * kTile; i++) acc[i] = load(sums + 16 * (i / kTile * kStrip + i % kTile));
+    block_dot<W, kPanels, kTile>(w, a, acc);
+    for (int i = 0; i < kPanels * kTile; i++) store(sums + 16 * (i / kTile * kStrip + i % kTile), acc[i]);
 }
 
-// kPanels panels times `count` columns: each block is unpacked once, sums wait in strips. Columns come in whole tiles
-// (the activations are padded); only `count` of them are stored.
-constexpr i64 kStrip = 64;
-constexpr i64 kPanels = 2;
+// Panels [p, p1), at most kPanels, times `count` columns: each block is unpacked once, sums wait in strips. Columns come in
+// whole tiles (the activations are padded) and a missing panel is the last one again; neither is stored.
 template <Type type>
-void many_columns(const Matrix& w, i64 p, i64 panels, const typename Packed<type>::Act* a, i64 stride, i64 count, float* y) {
-    alignas(64) float sums[kPanels][16 * kStrip] = {};
+void many_columns(const Matrix& w, i64 p, i64 p1, const typename Packed<type>::Act* a, i64 stride, i64 count, float* y) {
+    alignas(64) float sums[16 * kStrip * kPanels] = {};
+    alignas(64) Unpacked<type> blocks[kPanels];
     for (i64 b = 0; b < w.blocks; b++, a += stride) {
-        const Unpacked<type> blocks[kPanels] = {Unpacked<type>(w.panel(p) + b * packed_bytes(type)),
-                                                Unpacked<type>(w.panel(p + panels - 1) + b * packed_bytes(type))};
-        for (i64 c = 0; c < count; c += kTile) {
-            for (i64 i = 0; i < panels; i++) tile(blocks[i], a + c, sums[i] + 16 * c);
-        }
+        for (i64 i = 0; i < kPanels; i++) blocks[i].open(w.panel(p + i < p1 ? p + i : p1 - 1) + b * packed_bytes(type));
+        for (i64 c = 0; c < count; c += kTile) tile(blocks, a + c, sums + 16 * c);
     }
-    for (i64 i = 0; i < panels; i++) {
-        float* to = y + kRows * (p + i);
-        for (i64 c = 0; c < count; c++) store_n(to + c * w.rows, load(sums[i] + 16 * c), w.rows_of(p + i));
+    for (i64 i = 0; i < p1 - p; i++) {
+        for (i64 c = 0; c < count; c++) store_n(y + c * w.rows + kRows * (p + i), load(sums + 16 * (i * kStrip + c)), w.rows_of(p + i));
     }
 }
 
@@ -107,7 +123,7 @@ void linear(const Matrix& w, const void* x, i64 T, i64 p0, i64 p1, float* y) {
         for (i64 c = 0; c < T; c += kStrip) {
             const i64 count = T - c < kStrip ? T - c : kStrip;
             for (i64 p = p0; p < p1; p += kPanels) {
-                many_columns<type>(w, p, p1 - p < kPanels ? p1 - p : kPanels, a + c, padded(T), count, y + c * w.rows);
+                many_columns<type>(w, p, p1 - p < kPanels ? p1 : p + kPanels, a + c, padded(T), count, y + c * w.rows);
             }
         }
         return;

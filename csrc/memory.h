@@ -32,7 +32,7 @@ class Buffer {
     ~Buffer() {
         if (data_) munmap(data_, size_);
     }
-    uint8_t* bytes() const { return data_; }
+    __attribute__((always_inline)) uint8_t* bytes() const { return data_; }
     size_t size() const { return size_; }
     template <class X>
     X* as() const {

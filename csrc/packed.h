@@ -26,6 +26,7 @@ BISE_INLINE I signed_byte_of(I x) {
 // The 6-bit scales and minima of Q4_K and Q5_K, 12 bytes a row as three transposed words.
 struct Scales6 {
     I scale[2], minimum[2];  // bytes 0..3: groups 0..3, then 4..7
+    Scales6() = default;
     BISE_INLINE explicit Scales6(const uint8_t* p) {
         const I a = load_i(p), b = load_i(p + 64), c = load_i(p + 128);
         const I low6 = set1_i(0x3f3f3f3f), high2 = set1_i(0x30303030);
@@ -50,6 +51,7 @@ struct Packed<Type::Q4_K> {
     using Act = Act256;
     const uint8_t* p;  // float16 d[16], dmin[16]; words scales[3][16]; words qs[32][16]
     Scales6 six;
+    Packed() = default;
     BISE_INLINE explicit Packed(const uint8_t* block) : p(block), six(block + 64) {}
     BISE_INLINE F d() const { return load_f16(reinterpret_cast<const uint16_t*>(p)); }
     BISE_INLINE F dmin() const { return load_f16(reinterpret_cast<const uint16_t*>(p) + 16); }
@@ -74,6 +76,7 @@ struct Packed<Type::Q5_K> {
     using Act = Act256;
     const uint8_t* p;  // as Q4_K, with words qh[8][16] before qs
     Scales6 six;
+    Packed() = default;
     BISE_INLINE explicit Packed(const uint8_t* block) : p(block), six(block + 64) {}
     BISE_INLINE F d() const { return load_f16(reinterpret_cast<const uint16_t*>(p)); }
     BISE_INLINE F dmin() const { return load_f16(reinterpret_cast<const uint16_t*>(p) + 16); }
@@ -100,6 +103,7 @@ struct Packed<Type::Q6_K> {
     static constexpr bool has_minima = kNarrow;  // the offset as a minimum, where sums cannot start at it
     using Act = Act256;
     const uint8_t* p;  // float32 d[16]; words scales[4][16]; words ql[32][16]; words qh[16][16]
+    Packed() = default;
     BISE_INLINE explicit Packed(const uint8_t* block) : p(block) {}
     BISE_INLINE F d() const { return load(reinterpret_cast<const float*>(p)); }
     BISE_INLINE F dmin() const { return mul(d(), set1(32.0f)); }
@@ -128,6 +132,7 @@ struct Packed<Type::Q8_0> {
     static constexpr bool is_signed = kNarrow;  // there: signed bytes as they are, no offset
     using Act = Act32;
     const uint8_t* p;  // float16 d[8][16]; words qs[64][16]
+    Packed() = default;
     BISE_INLINE explicit Packed(const uint8_t* block) : p(block) {}
     template <int s>
     BISE_INLINE F d() const {
@@ -146,6 +151,7 @@ struct Packed<Type::Q4_0> {
     static constexpr bool is_signed = false;
     using Act = Act32;
     const uint8_t* p;  // float16 d[8][16]; words qs[32][16]: low nibbles columns 0..15 of 32, high 16..31
+    Packed() = default;
     BISE_INLINE explicit Packed(const uint8_t* block) : p(block) {}
     template <int s>
     BISE_INLINE F d() const {
@@ -162,8 +168,10 @@ template <Type type>
 struct alignas(64) Unpacked : Packed<type> {
     using From = Packed<type>;
     uint8_t q[64 * 64];
-    BISE_INLINE explicit Unpacked(const uint8_t* block) : From(block) {
-        unroll<64>([&](auto j) { store_i(q + 64 * j, From::template quant<j>()); });
+    BISE_INLINE void open(const uint8_t* block) {
+        const From from(block);
+        static_cast<From&>(*this) = from;
+        unroll<64>([&](auto j) BISE_LAMBDA { store_i(q + 64 * j, from.template quant<j>()); });
     }
     template <int j>
     BISE_INLINE I quant() const {

@@ -11,6 +11,10 @@
 #include <cstring>
 #include <utility>
 
+#include "kernels.h"
+
+#define BISE_LAMBDA __attribute__((always_inline))
+
 #if defined(__AVX512VNNI__)
 #include "simd_avx512.h"
 #elif defined(__AVX2__)
@@ -22,7 +26,6 @@
 namespace bise {
 namespace {
 
-#define BISE_INLINE inline __attribute__((always_inline))
 
 // f(integral_constant<0>) ... f(integral_constant<n-1>), unrolled.
 template <class Fn, int... i>

@@ -6,7 +6,7 @@ namespace bise {
 namespace {
 
 constexpr bool kNarrow = true;
-constexpr int kTile = 4;
+constexpr int kPanels = 1, kTile = 4;
 constexpr int kQueryRows = 2;
 constexpr int kHeads = 2, kVecs = 2;
 
@@ -118,14 +118,19 @@ using Part = I;   // 2 x 16 int16
 using Sum = I;
 using Scale = I;  // the scale in both int16 of each lane
 inline Part part(int32_t) { return zero_i(); }  // no room for an offset
+// GCC would put off the additions of a whole tile to its end, and spill: this keeps a sum where it is written.
+inline I settled(I x) {
+    asm("" : "+x"(x.a), "+x"(x.b));
+    return x;
+}
 inline Part dot(Part acc, I w, const int8_t* p) {
     const __m256i x = _mm256_set1_epi32(four(p));
-    return {_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.a, x)), _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.b, x))};
+    return settled({_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.a, x)), _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.b, x))});
 }
 inline Scale to_scale(I lanes) { return or_i(and_i(lanes, set1_i(0xffff)), shl<16>(lanes)); }
 inline Sum sum_zero() { return zero_i(); }
 inline I pair_sums(I x, I y) { return BISE_BOTH(I, _mm256_madd_epi16); }
-inline Sum add_scaled(Sum s, Part p, Scale scale) { return add_i(s, pair_sums(p, scale)); }
+inline Sum add_scaled(Sum s, Part p, Scale scale) { return settled(add_i(s, pair_sums(p, scale))); }
 inline F sum_float(Sum s) { return to_float(s); }
 inline I part_total(Part p) { return pair_sums(p, set1_i(0x00010001)); }
 
@@ -134,7 +139,7 @@ inline I dot_signed(I acc, I w, const int8_t* p) {
     const __m256i x = _mm256_set1_epi32(four(p));
     const I product = {_mm256_maddubs_epi16(_mm256_abs_epi8(w.a), _mm256_sign_epi8(x, w.a)),
                        _mm256_maddubs_epi16(_mm256_abs_epi8(w.b), _mm256_sign_epi8(x, w.b))};
-    return add_i(acc, part_total(product));
+    return settled(add_i(acc, part_total(product)));
 }
 
 inline void transpose8(__m256 r[8]) {

@@ -6,7 +6,7 @@ namespace bise {
 namespace {
 
 constexpr bool kNarrow = false;
-constexpr int kTile = 8;            // columns of activations per register tile
+constexpr int kPanels = 2, kTile = 4;  // panels x columns of activations per register tile
 constexpr int kQueryRows = 8;       // query rows per register tile of scores
 constexpr int kHeads = 4, kVecs = 4;  // query heads x 16-wide slices of D per register tile of values
 

@@ -6,7 +6,7 @@ namespace bise {
 namespace {
 
 constexpr bool kNarrow = false;
-constexpr int kTile = 2;
+constexpr int kPanels = 1, kTile = 2;
 constexpr int kQueryRows = 2;
 constexpr int kHeads = 2, kVecs = 2;
 

@@ -6,6 +6,7 @@ then float32 tensors, each kind for all layers at once, in Meta's (so Mistral's)
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 
@@ -24,15 +25,15 @@ def tensors(path: Path) -> tuple[Config, Arrays]:
     d, f, n, heads, kv_heads, v, context = struct.unpack("<7i", raw[:28])
     config = Config(d, n, heads, kv_heads, d // heads, f, v, context=context)
     kv = config.head_dim * kv_heads
-    order = [
-        ("attn_norm", d), ("attn_q", d, d), ("attn_k", kv, d), ("attn_v", kv, d), ("attn_output", d, d),
-        ("ffn_norm", d), ("ffn_gate", f, d), ("ffn_down", d, f), ("ffn_up", f, d),
+    order: list[tuple[str, tuple[int, ...]]] = [
+        ("attn_norm", (d,)), ("attn_q", (d, d)), ("attn_k", (kv, d)), ("attn_v", (kv, d)), ("attn_output", (d, d)),
+        ("ffn_norm", (d,)), ("ffn_gate", (f, d)), ("ffn_down", (d, f)), ("ffn_up", (f, d)),
     ]  # fmt: skip
     floats, at = np.frombuffer(raw, "<f4", offset=28), v * d
-    found = {"token_embd": floats[:at].reshape(v, d)}
-    for part, *shape in order:
+    found: Arrays = {"token_embd": floats[:at].reshape(v, d)}
+    for part, shape in order:
         for layer in range(n):
-            size = int(np.prod(shape))
+            size = math.prod(shape)
             found[f"blk.{layer}.{part}"] = floats[at : at + size].reshape(shape)
             at += size
     found["output_norm"] = floats[at : at + d]

@@ -27,6 +27,7 @@ import bise
 from bise.api import BUILT_IN
 from bise.chat import TEMPLATE_V1
 from bise.cli import main
+from bise.cli.terminal import say, size
 from tiny import tiny_config, tiny_weights, write_tiny_gguf, write_tiny_hf
 
 BACKEND = "cpu" if importlib.util.find_spec("bise._kernels") else "reference"
@@ -238,6 +239,13 @@ def test_commands(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     assert file.exists()
 
 
+def test_new_forgets_all_but_the_instructions(cli: Cli, tiny: Path) -> None:
+    options = ("chat", tiny, "--backend", BACKEND, "-n", "6", "-T", "0", "-q", "--system", "sing")
+    once = cli(*options, stdin="eat in\n/undo\n").out
+    assert cli(*options, stdin="not one\n/new\neat in\n/undo\n/undo\n").code == 2  # there is only one to take back
+    assert cli(*options, stdin="not one\n/new\neat in\n").out.endswith(once)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -261,11 +269,20 @@ def test_resume_goes_on_where_save_stopped(cli: Cli, tiny: Path, tmp_path: Path)
     assert first + rest == whole
 
 
-def test_a_base_model_is_refused_before_anyone_types(cli: Cli, tmp_path: Path) -> None:
+def test_a_base_model_is_spoken_to_in_v1_and_that_is_said(cli: Cli, tmp_path: Path) -> None:
     config = tiny_config()
     path = write_tiny_gguf(tmp_path / "base.gguf", config, tiny_weights(config))
-    done = cli("chat", path, "--backend", BACKEND, stdin="hello\n")
-    assert done.code == 2 and "has no chat format (a base model): use generate" in done.err
+    options = ("--backend", BACKEND, "-n", "5", "-T", "0")
+    done = cli("chat", path, *options, stdin="eat\n")
+    assert done.code == 0 and "a base model" in done.err and "v1" in done.err
+    model = bise.load(path, backend=BACKEND)
+    with pytest.raises(bise.UnsupportedError, match="no chat format"):
+        model.chat([{"role": "user", "content": "eat"}])
+    model.chat_format = "v1"
+    assert done.out == model.chat([{"role": "user", "content": "eat"}], max_tokens=5).text + "\n"
+    asked = cli("generate", "eat", "--chat", "--format", "v1", "-m", path, *options)
+    assert asked.out == done.out and "a base model" not in asked.err
+    assert cli("chat", path, *options, "--format", "v3").err.endswith("use v1\n")
 
 
 @pytest.mark.parametrize("when", ["reading", "writing"])
@@ -352,6 +369,29 @@ def test_bench_prints_one_line_of_json(cli: Cli, tiny: Path) -> None:
     assert found["machine"]["cpu"] and found["bandwidth_gb"] > 0
     table = cli("bench", tiny, *options).out
     assert "Tokens per second" in table and "prefill 32" in table
+
+
+# --- what a terminal shows
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "words"),
+    [(0, "0 B"), (999, "999 B"), (1000, "0.98 KiB"), (2048, "2.00 KiB"), (20 << 10, "20.0 KiB"), (999 << 10, "999 KiB"),
+     (1000 << 10, "0.98 MiB"), (4_368_439_008, "4.07 GiB"), (1 << 50, "1024 TiB")],
+)  # fmt: skip
+def test_sizes(nbytes: int, words: str) -> None:
+    assert size(nbytes) == words
+
+
+def test_a_models_control_characters_do_nothing_to_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "a\tb\n\x1b]0;title\x07\x9b2J\x7f\r"
+    say(text)
+    assert capsys.readouterr().out == text  # a program gets what was said
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    say(text)
+    assert capsys.readouterr().out == "a\tb\n\u241b]0;title\u2407\ufffd2J\u2421\u240d"
 
 
 # --- the house

@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+import bise
+from bise.cli import main
 from bise.errors import BiseError, RequestError, UnsupportedError
 from bise.hub import ORDER, Wanted, choose, held, pull, remove
+from tiny import tiny_config, tiny_weights, write_tiny_gguf
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 LARGE = bytes(range(256)) * 400  # 102,400 bytes
@@ -288,6 +291,34 @@ def test_list_and_remove(hub: Hub) -> None:
         remove("org/m")
     with pytest.raises(BiseError, match="org/m:Q8_0: not in the cache"):
         remove("org/m:Q8_0")
+
+
+def test_load_takes_an_id(hub: Hub, tmp_path: Path) -> None:
+    config = tiny_config()
+    file = write_tiny_gguf(tmp_path / "m-Q8_0.gguf", config, tiny_weights(config))
+    hub.files["org/m"] = {file.name: file.read_bytes()}
+    there, here = (bise.load(path, backend="reference") for path in ("org/m:Q8_0", file))
+    assert there.weights.fingerprint == here.weights.fingerprint
+    assert bise.load("org/m/m-Q8_0.gguf", backend="reference").path == there.path
+
+
+def test_the_command(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def models(*arguments: str) -> tuple[str, str, int]:
+        monkeypatch.setattr("sys.argv", ["bise", "models", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return (*capsys.readouterr(), int(end.value.code or 0))
+
+    hub.files["org/m"] = {"m.Q4_0.gguf": LARGE}
+    out, err, code = models("pull", "org/m")
+    assert (Path(out.strip()).read_bytes(), err, code) == (LARGE, "", 0)
+    assert [(m["id"], m["bytes"]) for m in json.loads(models("list", "--json")[0])] == [("org/m:Q4_0", len(LARGE))]
+    table = models()[0]
+    assert "org/m:Q4_0" in table and "100 KiB" in table
+    out, err, code = models("pull", "org/none")
+    assert (out, err.count("\n"), code) == ("", 1, 2)
+    assert err.startswith(f"bise: org/none: no such file here and no such model on {hub.url}, or a private one: check")
+    assert models("remove", "org/m:Q4_0") == ("", "removed org/m:Q4_0, 100 KiB\n", 0)
 
 
 # --- choosing, without a hub

@@ -17,9 +17,8 @@ from gguf import GGMLQuantizationType, GGUFReader
 
 import bise
 from bise.api import BUILT_IN
+from llama import llama_cpp
 from tiny import tiny_config, tiny_weights, write_tiny_gguf
-
-llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
 CONFIG = tiny_config(dim=256, hidden_dim=512, n_layers=4, n_heads=8, n_kv_heads=2, head_dim=32, vocab_size=512)
 TEXT = np.random.default_rng(7).integers(3, CONFIG.vocab_size, 300).tolist()
@@ -31,13 +30,7 @@ FILES = {  # type: the file type of llama.cpp whose matrices are of it
 }  # fmt: skip
 NEAR = 1e-3  # mean KL divergence in nats, at 4 bits and above
 WORSE = 1e-4  # by how much bise may lie farther from the exact model than llama.cpp does
-
-
-@llama_cpp.llama_log_callback
-def quiet(level: int, text: bytes, data: Any) -> None: ...
-
-
-llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+ROUNDED = {"Q4_1": 2e-4, "Q5_1": 2e-4}  # the same where bise rounds the weights once more, to Q8_0, at load
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +127,7 @@ def test_every_type(measured: Any, type: str) -> None:
     if type not in ("Q2_K", "Q3_K"):
         assert kl(llama, cpu) <= NEAR
         assert kl(llama, exact) <= NEAR
-    assert kl(exact, cpu) <= kl(exact, llama) + WORSE
+    assert kl(exact, cpu) <= kl(exact, llama) + ROUNDED.get(type, WORSE)
 
 
 @pytest.mark.parametrize("type", ["Q2_K", "Q3_K"])

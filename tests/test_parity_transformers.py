@@ -42,7 +42,7 @@ SHAPES = {
     "2:1 window 16": Shape(4, 2, 16, eps=1e-3),
     "3:1 window 13": Shape(6, 2, 13, head_dim=64, dim=96, layers=2),
     "4:1 no window": Shape(8, 2, None, theta=1e6),
-    "8:1 window 64": Shape(8, 1, 64),
+    "8:1 window 64": Shape(8, 1, 64, head_dim=128),
 }
 FIXED = dict(vocab_size=VOCAB, intermediate_size=160, max_position_embeddings=1024, initializer_range=0.12,
              attn_implementation="eager")  # fmt: skip

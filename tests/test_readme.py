@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-import bise
-
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
@@ -153,7 +151,6 @@ def test_memory_in_the_readme_is_what_bise_takes() -> None:
 
     assert f"{cache_bytes(mistral) / 2**30:.2f} GiB" == "0.53 GiB" and "0.53 GiB" in README
     assert cache_bytes(mistral.with_window(None)) == 4 * 2**30
-    assert bise.__version__
 
 
 def _module(path: Path) -> ModuleType:

@@ -57,7 +57,8 @@ def test_mistral_layout_is_the_same_model(files: dict[str, Path], backend: str) 
 @pytest.mark.parametrize("type", ["F32", "F16"])
 def test_gguf_says_the_same_here_and_in_llama_cpp(files: dict[str, Path], published: str, type: str) -> None:
     """F16 weights change nothing in this text, so both are held to the published one."""
-    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    from llama import llama_cpp
+
     theirs = llama_cpp.Llama(str(files[type]), n_ctx=512, n_threads=2, verbose=False)
     told = theirs.generate([1], temp=0.0)
     ids = [next(told) for _ in range(LENGTH)]
@@ -70,7 +71,8 @@ def test_gguf_says_the_same_here_and_in_llama_cpp(files: dict[str, Path], publis
 
 def test_prompt_is_cut_into_the_same_ids(files: dict[str, Path], published: str) -> None:
     """The vocabulary that came through the GGUF: bise and llama.cpp read text alike."""
-    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    from llama import llama_cpp
+
     theirs = llama_cpp.Llama(str(files["F32"]), vocab_only=True, verbose=False)
     ours = bise.load(files["F32"], backend="reference").tokenizer
     for text in (published, "a  b", "naïve café, 猫!\n\ttabs </s> <s>"):

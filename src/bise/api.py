@@ -54,8 +54,14 @@ class Model:
     @property
     def chat_format(self) -> ChatFormat:
         if self._chat_format is None:
-            raise UnsupportedError(f"{self.path} has no chat format (a base model): use generate")
+            remedy = "use generate, or set chat_format = 'v1'"
+            raise UnsupportedError(f"{self.path} has no chat format (a base model): {remedy}")
         return self._chat_format
+
+    @chat_format.setter
+    def chat_format(self, name: str) -> None:
+        """Speak Mistral's "v1", "v2" or "v3", whatever the files say."""
+        self._chat_format = ChatFormat.named(name, self.tokenizer)
 
     @property
     def vocab_size(self) -> int:
@@ -161,7 +167,9 @@ def find(path: str | Path | None, progress: Callable[[int, int], None] | None = 
 def _looks_like_id(name: str) -> bool:
     """ORG/REPO, ORG/REPO:TYPE or ORG/REPO/FILE.gguf, unless ORG is a folder here: then it is a path that is wrong."""
     form = re.fullmatch(r"([\w-][\w.-]*)/[\w.-]+(:[\w.-]+|/[\w./-]+\.gguf)?", name)
-    return bool(form) and not Path(form[1]).exists() and not (form[2] is None and name.endswith((".gguf", ".safetensors")))  # type: ignore[index]
+    if form is None or Path(form[1]).exists():
+        return False
+    return form[2] is not None or not name.endswith((".gguf", ".safetensors"))
 
 
 def _windowed(config: Config, window: int | str | None) -> Config:

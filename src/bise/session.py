@@ -127,6 +127,11 @@ class Session:
         self.messages = [{"role": "system", "content": text}, *spoken] if text else list(spoken)
         self.tokens, self._marks = [], [None] * len(self._marks)
 
+    def clear(self) -> None:
+        """Begin a new conversation under the same instructions, in the same memory."""
+        system, self.messages, self._marks, self.last = self.system, [], [], None
+        self.system = system
+
     def undo(self) -> str:
         """Take back the last exchange; returns what the user had said."""
         said = [i for i, m in enumerate(self.messages) if m["role"] == "user"]

@@ -32,8 +32,8 @@ EXAMPLES = """[bold]Examples[/]
 def bench(
     *,
     model: Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False, help=MODEL)] = None,
-    prefill: Annotated[int, option(None, "--prefill", metavar="N",
-        help="Tokens of the prompt that is read. Default: 512, or half of a smaller context.")] = 512,
+    prefill: Annotated[int | None, option(None, "--prefill", metavar="N",
+        help="Tokens of the prompt that is read. Default: 512, or half of a smaller context.")] = None,
     decode: Annotated[int, option(None, "--decode", metavar="N", help="Tokens that are written. Default: 32.")] = 32,
     depths: Annotated[str | None, option(None, "--depths", metavar="N,N,...",
         help="Tokens of context before each run. Default: 0; for small models several.")] = None,
@@ -54,7 +54,7 @@ def bench(
     started = time.perf_counter()
     loaded = loading.open(model)
     load_seconds = time.perf_counter() - started
-    prefill = min(prefill, loaded.context // 2)
+    prefill = min(512, loaded.context // 2) if prefill is None else prefill
     with Doing() as doing:
         rows = measure(loaded, _depths(depths, loaded, prefill + decode), prefill, decode, repeats, doing)
         doing("the memory's bandwidth")

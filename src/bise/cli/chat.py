@@ -12,10 +12,11 @@ import typer
 
 from ..errors import BiseError, RequestError
 from . import app
-from .options import ANSWER, MODEL, Choosing, Loading, grouped, option
+from .options import ANSWER, FORMAT, MODEL, Choosing, Loading, grouped, option, settle_format
 
 if TYPE_CHECKING:
     from ..api import Model
+    from ..session import Session
 
 EXAMPLES = """[bold]Examples[/]
 
@@ -36,6 +37,7 @@ def chat(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False, help=MODEL)] = None,
     system: Annotated[str | None, option(None, "--system", metavar="TEXT",
         help="Instructions that stand before the conversation.")] = None,
+    format: Annotated[str | None, option(None, "--format", metavar="v1|v2|v3", help=FORMAT)] = None,
     resume: Annotated[Path | None, option(None, "--resume", metavar="FILE",
         help="Go on with a conversation that /save wrote; nothing of it is read again.")] = None,
     quiet: Annotated[bool, option(None, "--quiet", "-q", help="Nothing on stderr but errors.")] = False,
@@ -54,12 +56,12 @@ def chat(
 
     listen(quiet)
     loaded = loading.open(model)
-    loaded.chat_format  # noqa: B018  # a model without one is refused before anyone types
-    options = choosing.options(loaded, temperature) | {"max_tokens": max_tokens or loaded.context}
+    settle_format(loaded, format)
+    options = choosing.options(loaded, temperature)
+    options["max_tokens"] = loaded.context if max_tokens is None else max_tokens
     if choosing.seed is None:
         del options["seed"]  # every reply draws its own
-    talk = Chat(loaded, options, quiet)
-    talk.session = loaded.session(system)
+    talk = Chat(loaded, loaded.session(system), options, quiet)
     if resume:
         talk.load(str(resume))
     talk.run(_typed() if sys.stdin.isatty() and sys.stdout.isatty() else _piped())
@@ -68,9 +70,8 @@ def chat(
 class Chat:
     """A session, and what may be typed into it."""
 
-    def __init__(self, model: Model, options: dict[str, Any], quiet: bool) -> None:
-        self.model, self.options, self.quiet = model, options, quiet
-        self.session = model.session()
+    def __init__(self, model: Model, session: Session, options: dict[str, Any], quiet: bool) -> None:
+        self.model, self.session, self.options, self.quiet = model, session, options, quiet
         self.commands: dict[str, tuple[str, Callable[[str], None]]] = {
             "/help": ("", self.help),
             "/system": ("TEXT", self.system),
@@ -171,8 +172,7 @@ class Chat:
 
     def new(self, _: str) -> None:
         """begin a new conversation, under the same instructions"""
-        system, self.session = self.session.system, self.model.session()
-        self.session.system = system
+        self.session.clear()
 
     def tokens(self, _: str) -> None:
         """show how much of the context is used, and the tokens of the last reply"""

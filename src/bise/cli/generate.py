@@ -12,7 +12,7 @@ import typer
 
 from ..errors import FormatError, RequestError
 from . import app
-from .options import ANSWER, MODEL, Choosing, Loading, grouped, option
+from .options import ANSWER, FORMAT, MODEL, Choosing, Loading, grouped, option, settle_format
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -42,6 +42,7 @@ def generate(
         help="The prompt is a message to be answered, not a text to be continued.")] = False,
     system: Annotated[str | None, option(None, "--system", metavar="TEXT",
         help="With --chat: instructions that stand before the message.")] = None,
+    format: Annotated[str | None, option(None, "--format", metavar="v1|v2|v3", help="With --chat: " + FORMAT)] = None,
     quiet: Annotated[bool, option(None, "--quiet", "-q", help="Nothing on stderr but errors.")] = False,
     max_tokens: Annotated[int, option(ANSWER, "--max-tokens", "-n", metavar="N",
         help="The most tokens to write (a token is about three quarters of a word). Default: 512.")] = 512,
@@ -62,10 +63,12 @@ def generate(
 
     listen(quiet)
     text = _prompt(prompt, file)
-    if system and not chat:
-        raise RequestError("--system is for messages: add --chat")
+    if (system or format) and not chat:
+        raise RequestError(f"{'--system' if system else '--format'} is for messages: add --chat")
     started = time.perf_counter()
     loaded = loading.open(model)
+    if chat:
+        settle_format(loaded, format)
     options = choosing.options(loaded, temperature) | {"max_tokens": max_tokens}
     load_seconds = time.perf_counter() - started
     session = loaded.session(system)
@@ -84,7 +87,7 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
         return _text(_bytes(file), str(file))
     if prompt not in (None, "-"):
         return str(prompt)
-    if prompt is None and sys.stdin.isatty():
+    if sys.stdin is None or (prompt is None and sys.stdin.isatty()):
         raise RequestError('no prompt: bise generate "Once upon a time", or --file FILE, or a pipe into bise generate')
     return _text(sys.stdin.buffer.read(), "standard input")
 

@@ -134,7 +134,7 @@ def _print(facts: dict[str, Any]) -> None:
             "shape": f"{c['n_layers']} layers of width {c['dim']:,}, feed-forward {c['hidden_dim']:,}",
             "attention": f"{c['n_heads']} query heads share {c['n_kv_heads']} key/value heads of size {c['head_dim']}",
             "tokenizer": _tokenizer_line(tokenizer),
-            "chat format": chat or "none: a base model, use bise generate",
+            "chat format": chat or "none: a base model, made to continue text (bise chat will speak v1 to it)",
             "arithmetic": facts["machine"]["isa"] or "no C++ kernels here: --backend reference or torch",
             "fingerprint": facts["fingerprint"][:16],
         },

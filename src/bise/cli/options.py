@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from ..errors import RequestError
+from ..errors import RequestError, UnsupportedError
 
 if TYPE_CHECKING:
     from ..api import Model
 
 LOADING, ANSWER, CHOICE = "How the model is loaded", "The answer", "How each token is chosen"
 REPETITION, SURPRISE = "Against repetition", "More or less surprise"
+FORMAT = "How messages are written: Mistral's v1, v2 or v3. Default: as the model's files say; base models: v1."
 MODEL = "A .gguf file, a safetensors folder, or a hub id such as ORG/REPO:Q4_K_M. Default: the built-in model."
 BREAKERS = ("\n", ":", '"', "*")  # where DRY takes a text to begin anew
 
@@ -135,6 +136,20 @@ class Choosing:
             pieces = [model.tokenizer.piece(i) for i in range(model.tokenizer.vocab_size)]
             given["dry_breakers"] = breakers(pieces, BREAKERS)
         return given
+
+
+def settle_format(model: Model, name: str | None) -> None:
+    """Speak the format that was asked for, or the model's own; to a base model, which has none, Mistral's first."""
+    from .terminal import note
+
+    if name is not None:
+        model.chat_format = name
+        return
+    try:
+        model.chat_format  # noqa: B018  # raises where there is none
+    except UnsupportedError:
+        model.chat_format = "v1"
+        note("a base model, not made for conversation: speaking to it in Mistral's v1 format (see --format)")
 
 
 def _bias(text: str) -> tuple[int, float]:
