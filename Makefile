@@ -25,6 +25,10 @@ format: .venv/.tests
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/clang-format -i csrc/*.h csrc/*.cpp
 
+sanitize: .venv/.bise  ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@$(PIP) pytest
+	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON=python csrc/sanitize.sh
+
 figures: .venv/.tests  ## draw the README's pictures again, and run the commands that it shows
 	@$(BIN)/python docs/figures/draw.py
 	@$(BIN)/python docs/tour.py

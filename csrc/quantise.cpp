@@ -24,17 +24,19 @@ BISE_INLINE float quantise_group(const float* x, int n, int8_t* q) {
     return amax / 127.0f;
 }
 
-int32_t sum_of_bytes(const int8_t* q, int n) {
-    int32_t s = 0;
-    for (int i = 0; i < n; i++) s += q[i];
-    return s;
+// 256 bytes -> sums of 16
+BISE_INLINE void sums_of_16(const int8_t* q, int32_t* s) {
+    alignas(64) int32_t fours[64];
+    for (int i = 0; i < 4; i++) store_i(fours + 16 * i, sums4(q + 64 * i));
+    for (int i = 0; i < 16; i++) s[i] = fours[4 * i] + fours[4 * i + 1] + fours[4 * i + 2] + fours[4 * i + 3];
 }
 
 int32_t pair(int32_t low, int32_t high) { return static_cast<int32_t>((static_cast<uint32_t>(high) << 16) | (low & 0xffff)); }
 
 void finish(Act256& a) {
     int32_t s[16], wide[8];
-    for (int i = 0; i < 16; i++) s[i] = sum_of_bytes(a.q + 16 * i, 16), a.offset[i] = -32 * s[i];
+    sums_of_16(a.q, s);
+    for (int i = 0; i < 16; i++) a.offset[i] = -32 * s[i];
     for (int i = 0; i < 8; i++) wide[i] = s[2 * i] + s[2 * i + 1];
     for (int i = 0; i < 8; i++) a.pairs[i] = pair(s[i / 2 * 4 + i % 2], s[i / 2 * 4 + i % 2 + 2]);
     for (int i = 0; i < 4; i++) a.minima[i] = pair(wide[i / 2 * 4 + i % 2], wide[i / 2 * 4 + i % 2 + 2]);
@@ -69,9 +71,11 @@ void quantise32(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act32* out) {
     for (i64 t = t0; t < t1; t++) {
         each_block(x + t * cols, cols, [&](const float* block, i64 b) {
             Act32& a = out[b * padded(T) + t];
+            for (int s = 0; s < 8; s++) a.d[s] = quantise_group(block + 32 * s, 32, a.q + 32 * s);
+            int32_t sums[16];
+            sums_of_16(a.q, sums);
             for (int s = 0; s < 8; s++) {
-                a.d[s] = quantise_group(block + 32 * s, 32, a.q + 32 * s);
-                const int32_t sum = sum_of_bytes(a.q + 32 * s, 32);
+                const int32_t sum = sums[2 * s] + sums[2 * s + 1];
                 a.offset8[s] = -8 * sum, a.offset128[s] = -128 * sum;
             }
         });

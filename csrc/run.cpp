@@ -25,11 +25,12 @@ uint8_t* scratch(int slot, size_t bytes) {
 
 bool k_type(Type t) { return t >= Type::Q4_K; }
 
-// Panels that one task takes: enough to stream for a while, few enough to share out evenly.
+// Panels that one task takes, an even number (kernels take pairs): enough to stream for a while, few enough to share out
+// evenly, and with many tokens few enough for their bytes to stay in the second-level cache while the tokens pass.
 i64 panels_per_task(const Matrix& w, i64 T, int threads) {
-    const i64 bytes = T > 4 ? 256 << 10 : 128 << 10;  // with many tokens a task's weights should stay in the second-level cache
-    const i64 fair = std::max<i64>(1, w.panels / (4 * threads));
-    return std::min(fair, std::max<i64>(1, bytes / w.panel_bytes()));
+    const i64 bytes = T > kFew ? 384 << 10 : 128 << 10;
+    const i64 fair = w.panels / (4 * threads), fit = bytes / w.panel_bytes();
+    return std::max<i64>(2, std::min(fair, fit) / 2 * 2);
 }
 
 }  // namespace

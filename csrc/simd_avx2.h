@@ -86,12 +86,6 @@ inline int32_t max_of(I x) {
     t = _mm_max_epi32(t, _mm_shuffle_epi32(t, 0x4e));
     return _mm_cvtsi128_si32(_mm_max_epi32(t, _mm_shuffle_epi32(t, 0xb1)));
 }
-inline int32_t sum_of(I x) {
-    const __m256i s = _mm256_add_epi32(x.a, x.b);
-    __m128i t = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
-    t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1)));
-}
 inline I bits(F x) { return BISE_EACH(I, _mm256_castps_si256); }
 inline F to_float(I x) { return BISE_EACH(F, _mm256_cvtepi32_ps); }
 inline I round(F x) { return BISE_EACH(I, _mm256_cvtps_epi32); }
@@ -112,6 +106,15 @@ inline I dot2(I acc, I w, int32_t pair) {
     return add_i(acc, {_mm256_madd_epi16(w.a, y), _mm256_madd_epi16(w.b, y)});
 }
 
+inline I pair_sums(I x, I y) { return BISE_BOTH(I, _mm256_madd_epi16); }
+
+// 64 signed bytes -> the sum of the 4 in each lane
+inline I sums4(const int8_t* p) {
+    const __m256i ones = _mm256_set1_epi8(1);
+    const I x = {_mm256_maddubs_epi16(ones, load8(p)), _mm256_maddubs_epi16(ones, load8(p + 32))};
+    return pair_sums(x, set1_i(0x00010001));
+}
+
 // |activation| <= 127, so an int16 holds `dots` products of weights up to `top`: 2 * 127 * top * dots <= 32767
 constexpr int dots_per_part(int top) { return top <= 15 ? 8 : top <= 31 ? 4 : 2; }
 using Part = I;   // 2 x 16 int16
@@ -129,7 +132,6 @@ inline Part dot(Part acc, I w, const int8_t* p) {
 }
 inline Scale to_scale(I lanes) { return or_i(and_i(lanes, set1_i(0xffff)), shl<16>(lanes)); }
 inline Sum sum_zero() { return zero_i(); }
-inline I pair_sums(I x, I y) { return BISE_BOTH(I, _mm256_madd_epi16); }
 inline Sum add_scaled(Sum s, Part p, Scale scale) { return settled(add_i(s, pair_sums(p, scale))); }
 inline F sum_float(Sum s) { return to_float(s); }
 inline I part_total(Part p) { return pair_sums(p, set1_i(0x00010001)); }

@@ -57,7 +57,6 @@ inline I high_bytes16(I a) { return {_mm512_srai_epi16(a.v, 8)}; }              
 inline I low_bytes16(I a) { return {_mm512_srai_epi16(_mm512_slli_epi16(a.v, 8), 8)}; }   // signed, bytes 0 and 2
 inline I max_i(I a, I b) { return {_mm512_max_epi32(a.v, b.v)}; }
 inline int32_t max_of(I a) { return _mm512_reduce_max_epi32(a.v); }
-inline int32_t sum_of(I a) { return _mm512_reduce_add_epi32(a.v); }
 inline I bits(F x) { return {_mm512_castps_si512(x.v)}; }
 inline F to_float(I x) { return {_mm512_cvtepi32_ps(x.v)}; }
 inline I round(F x) { return {_mm512_cvtps_epi32(x.v)}; }  // to nearest, ties to even
@@ -71,6 +70,9 @@ inline int32_t four(const int8_t* p) {
 
 // lane += pair of int16 of w times the pair of int16 in x
 inline I dot2(I acc, I w, int32_t x) { return {_mm512_dpwssd_epi32(acc.v, w.v, _mm512_set1_epi32(x))}; }
+
+// 64 signed bytes -> the sum of the 4 in each lane
+inline I sums4(const int8_t* p) { return {_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), _mm512_loadu_si512(p))}; }
 
 constexpr int dots_per_part(int) { return 8; }
 using Part = I;

@@ -107,11 +107,6 @@ inline int32_t max_of(I x) {
     for (int i = 1; i < 16; i++) m = x[i] > m ? x[i] : m;
     return m;
 }
-inline int32_t sum_of(I x) {
-    int32_t s = 0;
-    for (int i = 0; i < 16; i++) s += x[i];
-    return s;
-}
 inline F to_float(I x) { return __builtin_convertvector(x, F); }
 inline I round(F x) {  // to nearest, ties to even, for |x| < 2^22: the sum with 1.5 * 2^23 has no room for a fraction
     const F magic = set1(12582912.0f);
@@ -129,6 +124,12 @@ inline int32_t four(const int8_t* p) {
 
 inline I dot2(I acc, I w, int32_t pair) {
     return acc + sar<16>(shl<16>(w)) * static_cast<int16_t>(pair) + (w >> 16) * (pair >> 16);
+}
+
+// 64 signed bytes -> the sum of the 4 in each lane
+inline I sums4(const int8_t* p) {
+    const I x = load_i(p);
+    return sar<24>(x) + sar<24>(shl<8>(x)) + sar<24>(shl<16>(x)) + sar<24>(shl<24>(x));
 }
 
 constexpr int dots_per_part(int) { return 8; }

@@ -1,4 +1,4 @@
-"""llama.cpp as the tests use it: silent. A test that imports this is skipped where llama-cpp-python is not installed."""
+"""llama.cpp as the tests use it: silent. Tests that import this are skipped where llama-cpp-python is missing."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ import pytest
 import bise
 from bise.api import find
 from bise.errors import BiseError, RequestError, UnsupportedError
-
 from tiny import tiny_config, tiny_weights, write_tiny_gguf, write_tiny_hf
 
 CONFIG = tiny_config(sliding_window=64)
@@ -62,7 +61,10 @@ def test_logprobs_are_the_models_own(model: bise.Model) -> None:
 
 
 def test_two_streams_at_once_do_not_mix(model: bise.Model) -> None:
-    want = model.generate("one", max_tokens=12, ignore_eos=True).text, model.generate("two", max_tokens=12, ignore_eos=True).text
+    want = (
+        model.generate("one", max_tokens=12, ignore_eos=True).text,
+        model.generate("two", max_tokens=12, ignore_eos=True).text,
+    )
     one, two = model.stream("one", max_tokens=12, ignore_eos=True), model.stream("two", max_tokens=12, ignore_eos=True)
     got = ["", ""]
     for a, b in zip(one, two, strict=False):

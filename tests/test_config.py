@@ -38,7 +38,9 @@ def gguf(vocab: int = 32_000, **changes: Any) -> Config:
         (1e6, 32_768, "Mistral 7B v0.3", None),
     ],
 )
-def test_releases_are_told_apart_without_a_window_key(theta: float, vocab: int, version: str, window: int | None) -> None:
+def test_releases_are_told_apart_without_a_window_key(
+    theta: float, vocab: int, version: str, window: int | None
+) -> None:
     config = gguf(vocab, **{"llama.rope.freq_base": theta})
     assert (config.version, config.sliding_window) == (version, window)
     assert version in config.window_reason
@@ -59,13 +61,18 @@ def test_a_window_key_is_believed_and_the_user_more() -> None:
 def test_three_dialects_say_the_same() -> None:
     shapes = {"token_embd": (32_000, 4096)}
     configs = [gguf(), Config.from_hf(HF, shapes), Config.from_params(PARAMS, shapes)]
-    assert len({(c.dim, c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim, c.hidden_dim, c.vocab_size) for c in configs}) == 1
+    assert (
+        len({(c.dim, c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim, c.hidden_dim, c.vocab_size) for c in configs})
+        == 1
+    )
     assert {(c.norm_eps, c.rope_theta, c.sliding_window, c.context) for c in configs} == {(1e-5, 1e4, 4096, 32_768)}
     assert configs[0].parameters == 7_241_732_096  # what the weights of v0.1 count up to
 
 
 def test_theta_as_transformers_5_writes_it() -> None:
-    config = {k: v for k, v in HF.items() if k != "rope_theta"} | {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
+    config = {k: v for k, v in HF.items() if k != "rope_theta"} | {
+        "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}
+    }
     assert Config.from_hf(config, {}).rope_theta == 1e6
 
 
@@ -90,7 +97,8 @@ def test_other_architectures_are_named(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, 2**31, 10**9, 1.5, True, "32", None, [32]])
 @pytest.mark.parametrize(
-    "field", ["block_count", "embedding_length", "attention.head_count", "attention.head_count_kv", "feed_forward_length"]
+    "field",
+    ["block_count", "embedding_length", "attention.head_count", "attention.head_count_kv", "feed_forward_length"],
 )
 def test_impossible_numbers_are_refused(field: str, value: object) -> None:
     if value is None and field == "attention.head_count_kv":

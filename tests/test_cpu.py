@@ -94,7 +94,9 @@ def test_a_token_sees_the_same_sums_in_any_company(ops, type):
 
 def test_linear_of_several_weights_at_once(ops):
     x = normal(3, 256)
-    weights = [ops.weight(blocks(type, 20 + i, 256, i)) for i, type in enumerate(("Q4_K", "Q6_K", "Q8_0", "F16", "Q4_0"))]
+    weights = [
+        ops.weight(blocks(type, 20 + i, 256, i)) for i, type in enumerate(("Q4_K", "Q6_K", "Q8_0", "F16", "Q4_0"))
+    ]
     for together, weight in zip(ops.linear(x, *weights), weights, strict=True):
         assert np.array_equal(together, ops.linear(x, weight))
 
@@ -206,7 +208,9 @@ def test_store(ops, kv, D):
 
 
 def test_store_rounds_float16_as_numpy_does(ops):
-    x = np.array([65504, 65519.9, 65520, 1e-8, 2.98e-8, 5.96e-8, 6.1e-5, -0.0, 1 + 2**-11, 1 + 3 * 2**-11, np.inf, 3e-5], F32)
+    x = np.array(
+        [65504, 65519.9, 65520, 1e-8, 2.98e-8, 5.96e-8, 6.1e-5, -0.0, 1 + 2**-11, 1 + 3 * 2**-11, np.inf, 3e-5], F32
+    )
     ring = ops.ring(1, 1, 32, 12, "f16")
     ops.store(ring, np.array([[0, 0, 1, 0]], np.int32), x[None], x[None])
     with np.errstate(over="ignore"):

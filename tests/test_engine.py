@@ -27,7 +27,17 @@ def random_parameters(config: Config, seed: int = 0) -> Parameters:
     heads, groups = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     dim, hidden = config.dim, config.hidden_dim
     layers = [
-        Layer(one, w(heads, dim), w(groups, dim), w(groups, dim), w(dim, heads), one, w(hidden, dim), w(hidden, dim), w(dim, hidden))
+        Layer(
+            one,
+            w(heads, dim),
+            w(groups, dim),
+            w(groups, dim),
+            w(dim, heads),
+            one,
+            w(hidden, dim),
+            w(hidden, dim),
+            w(dim, hidden),
+        )
         for _ in range(config.n_layers)
     ]
     return Parameters(w(config.vocab_size, dim), layers, one, w(config.vocab_size, dim))

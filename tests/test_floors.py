@@ -11,11 +11,27 @@ ROOT = Path(__file__).parents[1] / "src" / "bise"
 FLOORS = [
     {"errors"},
     {"ops", "quant", "_kernels"},
-    {"config", "names", "disk", "gguf", "safetensors", "weights", "protobuf", "vocab", "tokenizer", "template", "template_child", "instruct", "chat", "download", "hub"},
+    {
+        "config",
+        "names",
+        "disk",
+        "gguf",
+        "safetensors",
+        "weights",
+        "protobuf",
+        "vocab",
+        "tokenizer",
+        "template",
+        "template_child",
+        "instruct",
+        "chat",
+        "download",
+        "hub",
+    },
     {"model", "cache"},
     {"sampler", "speech", "engine"},
     {"bench"},
-    {"session", "api", "cli", "__main__"},
+    {"completion", "session", "api", "cli", "__main__"},
 ]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 CRAFTS = FLOORS[5]

@@ -11,7 +11,6 @@ import bise
 from bise.chat import TEMPLATE_V1
 from bise.errors import BiseError, ContextError, FormatError, RequestError
 from bise.session import Session
-
 from tiny import tiny_config, tiny_weights, write_tiny_gguf
 
 CONFIG = tiny_config(sliding_window=48, context=2000, n_layers=2)

@@ -12,11 +12,12 @@ import numpy as np
 
 from .cache import cache_bytes, whole
 from .chat import ChatFormat
+from .completion import Completion, Options
 from .config import Config
 from .errors import FormatError, RequestError, UnsupportedError
 from .model import Tap, forward
 from .ops import KV_TYPES, Ops, load_ops
-from .session import Completion, Message, Options, Session
+from .session import Message, Session
 from .tokenizer import Tokenizer
 from .weights import Weights
 
@@ -39,8 +40,10 @@ class Model:
         self.path = weights.path
         self.maybe_tokenizer = Tokenizer.of(weights)  # None: a folder without one works for ids
         if self.maybe_tokenizer and self.maybe_tokenizer.vocab_size > config.vocab_size:
-            raise FormatError(f"{self.path}: the tokenizer has {self.maybe_tokenizer.vocab_size:,} pieces, the embedding "
-                              f"{config.vocab_size:,} rows: another model's tokenizer")  # fmt: skip
+            raise FormatError(
+                f"{self.path}: the tokenizer has {self.maybe_tokenizer.vocab_size:,} pieces, the embedding "
+                f"{config.vocab_size:,} rows: another model's tokenizer"
+            )
         self._chat_format = ChatFormat.of(weights, self.maybe_tokenizer) if self.maybe_tokenizer else None
         self.parameters = weights.place(ops, progress)
         self._scratch: Session | None = None
@@ -88,7 +91,7 @@ class Model:
         return session.finish(session.again(options, self._prompt(prompt)))
 
     def stream_chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Iterator[str]:
-        """The assistant's reply to messages of the form {"role": "user", "content": "Why is the sky blue?"}, in pieces."""
+        """The assistant's reply to messages such as {"role": "user", "content": "Why is the sky blue?"}, in pieces."""
         return self._session().again(options, messages=messages)
 
     def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Completion:

@@ -65,7 +65,9 @@ def whole(ops: Ops, config: Config, lengths: Sequence[int], kv: str = "f32") -> 
 class Cache:
     """The keys and values of a fixed number of sequences, in rings whose memory is fixed at the start."""
 
-    def __init__(self, ops: Ops, config: Config, sequences: int = 1, context: int | None = None, kv: str = "f16") -> None:
+    def __init__(
+        self, ops: Ops, config: Config, sequences: int = 1, context: int | None = None, kv: str = "f16"
+    ) -> None:
         if kv == "q8_0" and config.head_dim % 32:
             raise RequestError(f"kv is q8_0 and head_dim {config.head_dim}: blocks of 32 do not fit, use f16")
         self.ops, self.config, self.kv = ops, config, kv
@@ -84,7 +86,8 @@ class Cache:
             start = self.lengths[sequence]
             if start + n > self.context:
                 raise ContextError(
-                    f"the sequence would have {start + n:,} tokens, context is {self.context:,}: shorten it or pass --context"
+                    f"the sequence would have {start + n:,} tokens, context is {self.context:,}: "
+                    "shorten it or pass --context"
                 )
             if n > CHUNK:
                 raise RequestError(f"a part has {n} tokens, a step takes at most {CHUNK} of one sequence")
@@ -120,9 +123,11 @@ class Cache:
         end = self.lengths[sequence]
         if end == 0:
             return {}
-        slots = np.arange(self.first_visible(end), end) % self.size
+        slots, numpy = np.arange(self.first_visible(end), end) % self.size, self.ops.numpy
         return {
-            f"{i}.{name}": _pack(*(a if a is None else self.ops.numpy(a)[sequence][:, slots] for a in (values, scales)))
+            f"{i}.{name}": _pack(
+                numpy(values)[sequence][:, slots], scales if scales is None else numpy(scales)[sequence][:, slots]
+            )
             for i, ring in enumerate(self.rings)
             for name, values, scales in ring.halves
         }
@@ -139,13 +144,15 @@ class Cache:
             for name in (f"{i}.k", f"{i}.v"):
                 found = tensors.get(name)
                 if found is None or (found.type, found.shape) != (kind, shape):
-                    raise FormatError(f"{source}: tensor {name} is {found and (found.type, found.shape)}, expected {(kind, shape)}")
+                    raise FormatError(
+                        f"{source}: tensor {name} is {found and (found.type, found.shape)}, expected {(kind, shape)}"
+                    )
         for i, ring in enumerate(self.rings):
             for name, values, scales in ring.halves:
-                parts = _unpack(tensors[f"{i}.{name}"], self.config.n_kv_heads)
-                for array, saved in zip((values, scales), parts, strict=True):
-                    if array is not None:
-                        array[sequence][:, slots] = self.ops.array(saved)
+                saved, saved_scales = _unpack(tensors[f"{i}.{name}"], self.config.n_kv_heads)
+                values[sequence][:, slots] = self.ops.array(saved)
+                if saved_scales is not None:
+                    scales[sequence][:, slots] = self.ops.array(saved_scales)
         self.lengths[sequence], self.oldest[sequence] = length, first
 
     @property

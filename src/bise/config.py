@@ -84,10 +84,13 @@ class Config:
         """From a GGUF file's keys. Raises UnsupportedError for architectures that bise does not run."""
         arch = keys.get("general.architecture")
         if arch not in ("llama", "mistral"):
-            raise UnsupportedError(f"general.architecture = {arch!r:.40}: bise runs Mistral 7B and dense Llama shapes (llama)")
-        if keys.get(f"{arch}.expert_count", 0):
-            raise UnsupportedError(f"{arch}.expert_count = {keys[f'{arch}.expert_count']!r:.40}: a mixture of experts (Mixtral); "
-                                   "bise runs dense models")  # fmt: skip
+            raise UnsupportedError(
+                f"general.architecture = {arch!r:.40}: bise runs Mistral 7B and dense Llama shapes (llama)"
+            )
+        if experts := keys.get(f"{arch}.expert_count", 0):
+            raise UnsupportedError(
+                f"{arch}.expert_count = {experts!r:.40}: a mixture of experts (Mixtral); bise runs dense models"
+            )
         read = _Fields(keys, f"{arch}.", key=f"{arch}.")
         dim, heads = read.count("embedding_length"), read.count("attention.head_count")
         if "rope_freqs" in shapes:
@@ -139,7 +142,8 @@ class Config:
             norm_eps=read.number("rms_norm_eps", 1e-5),
             rope_theta=theta,
             rope_factor=_rope_factor(
-                rope.get("rope_type", rope.get("type")), _Fields(rope, "config.json: rope_scaling.").number("factor", 1.0)
+                rope.get("rope_type", rope.get("type")),
+                _Fields(rope, "config.json: rope_scaling.").number("factor", 1.0),
             ),
             sliding_window=window,
             context=read.count("max_position_embeddings", 32_768),
@@ -188,7 +192,9 @@ def _is_7b(c: Config) -> bool:
 def _recognise(c: Config) -> Config:
     """A llama-architecture GGUF carries no window: v0.1 is known by its dimensions, vocabulary and theta."""
     if c.version == "Mistral 7B v0.1":
-        return replace(c, sliding_window=4096, window_reason="Mistral 7B v0.1 by its dimensions, vocabulary and rope theta 1e4")
+        return replace(
+            c, sliding_window=4096, window_reason="Mistral 7B v0.1 by its dimensions, vocabulary and rope theta 1e4"
+        )
     if c.version.startswith("Mistral"):
         return replace(c, window_reason=f"{c.version} by its rope theta 1e6: no window")
     return replace(c, window_reason=f"{c.version}: no window in the file")
@@ -198,7 +204,9 @@ def _vocabulary(shapes: Shapes, declared: int) -> int:
     """The rows of the embedding are the truth; the header's number has to agree where there is one."""
     rows = shapes["token_embd"][0] if "token_embd" in shapes else declared
     if declared and rows != declared:
-        raise FormatError(f"vocab_size = {declared:,}, but the embedding has {rows:,} rows: the files do not belong together")
+        raise FormatError(
+            f"vocab_size = {declared:,}, but the embedding has {rows:,} rows: the files do not belong together"
+        )
     return rows
 
 

@@ -18,7 +18,9 @@ from .weights import Layer, Parameters
 Tap = Callable[[int, Array], Array]  # (layer, (T, dim)) -> (T, dim): what every layer hands on may be read and written
 
 
-def forward(ops: Ops, config: Config, weights: Parameters, tokens: Array, batch: Batch, tap: Tap | None = None) -> Array:
+def forward(
+    ops: Ops, config: Config, weights: Parameters, tokens: Array, batch: Batch, tap: Tap | None = None
+) -> Array:
     """tokens (T,) -> logits (R, vocab_size) of the R rows that the batch wants."""
     eps = config.norm_eps
     x = ops.embed(weights.token_embd, tokens)  # (T, dim)

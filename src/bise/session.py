@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from . import gguf
 from .cache import Cache
+from .completion import Clock, Completion, Options
 from .engine import Engine, Request
 from .errors import FormatError, RequestError
 from .sampler import Sampler, Sampling
@@ -23,50 +23,6 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}, as in OpenAI's API
 KIND = "bise-session-1"  # the architecture in a session file; the number counts changes of its layout
-
-
-class Options(TypedDict, total=False):
-    """What generate, stream and chat take by name. The second half are the fields of `Sampling`."""
-
-    max_tokens: int  # 512 unless told otherwise; the end of the context ends a text too
-    stop: Sequence[str]  # strings at which the text ends; they are not part of it
-    ignore_eos: bool  # go on past the end-of-text token
-    progress: Callable[[int, int], None]  # called with (tokens read, tokens of the prompt) while it is read
-
-    temperature: float  # 0, the default, always takes the likeliest token
-    top_k: int
-    top_p: float
-    min_p: float
-    typical_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    penalty_window: int
-    dry_multiplier: float
-    dry_base: float
-    dry_allowed_length: int
-    dry_window: int
-    dry_breakers: frozenset[int]  # see sampler.breakers
-    xtc_probability: float
-    xtc_threshold: float
-    mirostat_tau: float
-    mirostat_eta: float
-    logit_bias: Mapping[int, float]
-    seed: int
-
-
-@dataclass
-class Completion:
-    """What came of a prompt. finish_reason is "stop" (end of text, or a stop string) or "length"."""
-
-    text: str
-    tokens: list[int]
-    logprobs: list[float]  # natural logarithm, of the model's own distribution before any sampling setting
-    finish_reason: str
-    prompt_tokens: int
-    reused_tokens: int  # of the prompt, those whose keys were still in the cache
-    prefill_seconds: float
-    decode_seconds: float
 
 
 class Session:
@@ -93,11 +49,13 @@ class Session:
         return self.finish(self.stream(prompt, **options))
 
     def stream_chat(self, content: str, **options: Unpack[Options]) -> Iterator[str]:
-        """Say something as the user; yields the reply in pieces. Both join `messages` at the end. A reply that is broken
-        off counts as far as it came; if nothing had come of it, the message counts as never said."""
+        """Say something as the user; yields the reply in pieces. Both join `messages` at the end. A reply that is
+        broken off counts as far as it came; if nothing had come of it, the message counts as never said."""
         messages, before = [*self.messages, {"role": "user", "content": content}], self.tokens
         ids, complete, self.last = self._ids(messages), False, None
-        marks = [*self._marks, len(before)] if ids[: len(before)] == before else [None] * (len(self._marks) + 1)
+        marks: list[int | None] = [None] * (len(self._marks) + 1)
+        if ids[: len(before)] == before:
+            marks = [*self._marks, len(before)]
         reply = self._continue(ids, options, self.model.chat_format.stop, start=True)
         try:
             yield from reply
@@ -142,7 +100,9 @@ class Session:
         self.tokens = self.tokens[:mark] if mark is not None else []  # []: encoded anew when something is said
         return content
 
-    def again(self, options: Options, ids: Sequence[int] | None = None, messages: Sequence[Message] = ()) -> Iterator[str]:
+    def again(
+        self, options: Options, ids: Sequence[int] | None = None, messages: Sequence[Message] = ()
+    ) -> Iterator[str]:
         """Forget what was said and continue `ids`, or reply to `messages`; what they share with the cache is not read
         again."""
         self.tokens, self.messages, self._marks = [], list(messages), []
@@ -180,7 +140,9 @@ class Session:
                                   f"it was saved with {about['model']}")  # fmt: skip
         held = about["held"]
         if len(held) > model.context:
-            raise FormatError(f"{path}: the session has {len(held):,} tokens, context is {model.context:,}: pass --context")
+            raise FormatError(
+                f"{path}: the session has {len(held):,} tokens, context is {model.context:,}: pass --context"
+            )
         session = cls(model)
         session._engine.cache.restore(0, len(held), file.tensors, str(path))
         session._engine.history[0] = held
@@ -203,14 +165,16 @@ class Session:
         self, ids: Sequence[int], options: Options, stop: Sequence[str] = (), start: bool = False
     ) -> Generator[str, None, None]:
         """start: what comes is a text of its own (a reply), not the continuation of one."""
-        model, settings = self.model, dict(options)
+        model = self.model
+        settings: dict[str, Any] = dict(options)
         progress = settings.pop("progress", None)
         stop = [*stop, *settings.pop("stop", ())]
         ends = frozenset() if settings.pop("ignore_eos", False) else model.stop_ids
         limit = settings.pop("max_tokens", 512)
         unknown = settings.keys() - {f.name for f in fields(Sampling)}
         if unknown:
-            raise RequestError(f"{sorted(unknown)[0]!r} is no option of generate; there are {', '.join(Options.__annotations__)}")
+            known = ", ".join(Options.__annotations__)
+            raise RequestError(f"{sorted(unknown)[0]!r} is no option of generate; there are {known}")
         sampler = Sampler(Sampling(**settings), model.vocab_size)
         request = Request(list(ids), sampler, limit, ends)
         self._engine.running.clear()  # a stream that nobody finished
@@ -221,16 +185,16 @@ class Session:
     def _speak(
         self, request: Request, speech: Speech, progress: Callable[[int, int], None] | None
     ) -> Generator[str, None, None]:
-        pieces, clock = [], _Clock()
+        pieces, clock = [], Clock()
         if progress:
             progress(request.read, len(request.prompt))
         try:
-            while not (request.finish_reason or speech.stopped):
+            while not speech.stopped and request.finish_reason is None:
                 self._engine.step()
                 clock.tick(request)
                 if progress and len(request.tokens) <= 1:
                     progress(request.read, len(request.prompt))
-                if request.tokens and not request.finish_reason == "stop":
+                if request.tokens and request.finish_reason != "stop":
                     pieces.append(speech.push(request.tokens[-1]))
                     if pieces[-1]:
                         yield pieces[-1]
@@ -256,25 +220,11 @@ class Session:
         return self.last
 
 
-class _Clock:
-    """Seconds spent on the prompt (up to its first token) and on the rest."""
-
-    def __init__(self) -> None:
-        self.prefill = self.decode = 0.0
-        self._since = time.perf_counter()
-
-    def tick(self, request: Request) -> None:
-        now = time.perf_counter()
-        if len(request.tokens) <= 1 and self.decode == 0:
-            self.prefill += now - self._since
-        else:
-            self.decode += now - self._since
-        self._since = now
-
-
 def _about(path: str | Path, keys: Mapping[str, Any]) -> dict[str, Any]:
     if keys.get("general.architecture") != KIND:
-        raise FormatError(f"{path}: general.architecture = {keys.get('general.architecture')!r:.40}, not a saved session")
+        raise FormatError(
+            f"{path}: general.architecture = {keys.get('general.architecture')!r:.40}, not a saved session"
+        )
     try:
         about = json.loads(keys[f"{KIND}.about"])
         sound = all(isinstance(about[k], list) for k in ("held", "tokens", "messages", "marks")) and all(

@@ -1,4 +1,4 @@
-"""The verbs over the C++ kernels: thin, because 32 layers make some 350 calls a token. Checks and errors are the extension's."""
+"""The verbs over the C++ kernels: thin, because 32 layers make some 350 calls a token. The extension does the checks."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ class Cpu:
         if table.type not in NATIVE:
             return table.rows(tokens)
         out = np.empty((len(tokens), table.shape[1]), F32)
-        self.verbs.embed(table.type, table.data, *table.shape, np.ascontiguousarray(tokens, np.int32), out)
+        rows, cols = table.shape
+        self.verbs.embed(table.type, table.data, rows, cols, np.ascontiguousarray(tokens, np.int32), out)
         return out
 
     def linear(self, x: np.ndarray, *ws: Any) -> Any:

@@ -35,7 +35,7 @@ class Reference:
     numpy = array
 
     def embed(self, table: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        return table[np.asarray(tokens)]
+        return np.asarray(table[np.asarray(tokens)])
 
     def linear(self, x: np.ndarray, *ws: np.ndarray) -> Any:
         ys = tuple(x @ w.T for w in ws)
@@ -95,6 +95,6 @@ def _to_q8(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _from_ring(values: np.ndarray, scales: np.ndarray | None, sequence: int, slots: np.ndarray) -> np.ndarray:
     x = values[sequence][:, slots].astype(F32)
     if scales is None:
-        return x
+        return np.asarray(x)
     factor = scales[sequence][:, slots].astype(F32)[..., None]
-    return (x.reshape(*x.shape[:-1], -1, 32) * factor).reshape(x.shape)
+    return np.asarray((x.reshape(*x.shape[:-1], -1, 32) * factor).reshape(x.shape))

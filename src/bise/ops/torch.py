@@ -69,7 +69,7 @@ class Torch:
         for sequences, rows, positions in _alike(spans, self.device):
             slots = positions % ring.size
             for x, (_, values, scales) in zip((k, v), ring.halves, strict=True):
-                vectors = x[rows].unflatten(-1, (values.shape[1], values.shape[3]))  # (B, n, G, D)
+                vectors = x[rows].reshape(*rows.shape, values.shape[1], values.shape[3])  # (B, n, G, D)
                 if scales is not None:
                     vectors, factor = _to_q8(vectors)
                     scales[sequences[:, None], :, slots] = factor
@@ -77,13 +77,13 @@ class Torch:
 
     def attend(self, q: Tensor, ring: Ring, spans: np.ndarray, window: int | None) -> Tensor:
         out = torch.empty_like(q)
-        _, kv_heads, size, head_dim = ring.k.shape
+        size, head_dim = ring.k.shape[2:]
         for sequences, rows, i in _alike(spans, self.device):  # i: (n,) positions of the queries
             first = 0 if window is None else max(0, int(i[0]) - window + 1)
             j = torch.arange(first, int(i[-1]) + 1, device=self.device)
             keys = _from_ring(ring.k, ring.k_scale, sequences, j % size)  # (B, G, J, D)
             values = _from_ring(ring.v, ring.v_scale, sequences, j % size)
-            heads = q[rows].unflatten(-1, (-1, head_dim)).transpose(1, 2)  # (B, H, n, D)
+            heads = q[rows].reshape(*rows.shape, -1, head_dim).transpose(1, 2)  # (B, H, n, D)
             visible = j <= i[:, None]
             if window is not None:
                 visible &= j > i[:, None] - window
@@ -107,7 +107,7 @@ def _alike(spans: np.ndarray, device: torch.device) -> list[tuple[Tensor, Tensor
 
 def _to_q8(x: Tensor) -> tuple[Tensor, Tensor]:
     """(..., D) -> rounded values (..., D) in [-127, 127] and float16 scales (..., D/32)."""
-    blocks = x.unflatten(-1, (-1, 32))
+    blocks = x.reshape(*x.shape[:-1], -1, 32)
     scale = (blocks.abs().amax(-1) / 127).half()
     divisor = scale.float()[..., None]
     q = torch.where(divisor > 0, blocks / divisor.clamp_min(1e-30), 0.0)
@@ -119,4 +119,4 @@ def _from_ring(values: Tensor, scales: Tensor | None, sequences: Tensor, slots: 
     if scales is None:
         return x
     factor = scales[sequences[:, None], :, slots].transpose(1, 2).float()[..., None]
-    return (x.unflatten(-1, (-1, 32)) * factor).flatten(-2)
+    return (x.reshape(*x.shape[:-1], -1, 32) * factor).flatten(-2)
