@@ -258,6 +258,51 @@ def test_a_warm_cache_is_a_cold_one(load: Any, kv: str, length: int) -> None:
         assert cold.reused_tokens == 0 and (seed == 1 or warm.reused_tokens >= length)
 
 
+# any order of events
+
+
+def refilled(model: bise.Model, held: Cache) -> Cache:
+    """Another cache that was given what `held` saved; every other slot holds rubbish."""
+    fresh = ring(model, len(held.lengths), held.size)
+    for _, values, scales in (half for r in fresh.rings for half in r.halves):
+        values[...] = 77
+        if scales is not None:
+            scales[...] = 77
+    for s, length in enumerate(held.lengths):
+        fresh.restore(s, length, held.save(s), "memory")
+    return fresh
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_any_order_of_events(tmp_path: Path, seed: int) -> None:
+    """Random shapes and rings as small as they may be; sequences read, go back, and move to another cache, in any order."""
+    rng = np.random.default_rng(seed)
+    head_dim, groups, window = (int(rng.choice(x)) for x in ((8, 32, 40, 64, 96, 128), (1, 2, 3), (1, 5, 32, 33, 70)))
+    config = tiny_config(
+        n_heads=groups * int(rng.choice((1, 3, 4, 8))), n_kv_heads=groups, head_dim=head_dim, sliding_window=window
+    )
+    gguf.write(tmp_path / "m.gguf", tiny_keys(config), tiny_tensors(tiny_weights(config, seed), "F16"))
+    kv = str(rng.choice(KV if head_dim % 32 == 0 else KV[:2]))
+    model, most = bise.load(tmp_path / "m.gguf", kv=kv, threads=2), int(rng.integers(1, 80))
+    texts = [ids(500, seed=s) for s in range(3)]
+    held = ring(model, 3, size=-(-(window + most - 1) // 32) * 32)
+    for event in rng.random(40):
+        s = int(rng.integers(3))
+        if event < 0.15:
+            keep = max(0, held.lengths[s] - int(rng.integers(40)))
+            if held.rewind(s, keep):
+                texts[s] = np.concatenate([texts[s][:keep], ids(500 - keep, seed=int(event * 1e9))])
+        elif event < 0.2:
+            held = refilled(model, held)
+        else:
+            before = list(held.lengths)
+            step = [(q, min(int(rng.integers(1, most + 1)), 500 - before[q])) for q in range(3) if rng.random() < 0.7]
+            step = [(q, n) for q, n in step if n]
+            got = read(model, held, texts, [step] if step else [])
+            for q, _ in step:
+                same(got[q], model.logits(texts[q][: held.lengths[q]])[before[q] :])
+
+
 # the built-in model: real weights, real text
 
 

@@ -1,4 +1,4 @@
-"""The verbs over the C++ kernels: thin, because 32 layers make some 350 calls a token. The extension does the checks."""
+"""The verbs over the C++ kernels: thin, because 32 layers make some 350 calls a token. The extension checks."""
 
 from __future__ import annotations
 
