@@ -10,70 +10,109 @@ namespace {
 
 constexpr float kLowest = -__builtin_inff();
 
-struct Scratch {  // rows = tokens x R query heads; wide = D rounded up to 16
-    float *q;       // (rows, wide) scaled queries
-    float *out;     // (rows, wide) sums of values
-    float *keys;    // (wide, 32) one tile of keys, transposed
-    float *values;  // (32, wide)
-    float *scores;  // (rows, 32)
+struct Scratch {         // rows = tokens x R query heads; wide = D rounded up to 16
+    float* q;            // (D, rows) scaled queries, transposed
+    float* out;          // (rows, wide) sums of values
+    float* keys;         // (wide, 32) one tile of keys, transposed
+    float* values;       // (32, wide)
+    float* scores;       // (rows, 32)
+    float* scales;       // (32, D/32) of Q8_0
     float *top, *total;  // (rows) running maximum and sum of weights
     Scratch(void* memory, i64 R, i64 wide) {
         const i64 rows = kQueries * R;
         float* p = static_cast<float*>(memory);
         const auto take = [&](i64 n) { return p += n, p - n; };
         q = take(rows * wide), out = take(rows * wide), keys = take(kKeys * wide), values = take(kKeys * wide);
-        scores = take(rows * kKeys), top = take((rows + 15) / 16 * 16), total = take((rows + 15) / 16 * 16);
+        scores = take(rows * kKeys), scales = take(wide), top = take((rows + 15) / 16 * 16), total = take((rows + 15) / 16 * 16);
     }
 };
 
-// 16 of the D values of one slot, from i on, zeros past D
+// The D values of one slot.
 template <Kv kv>
-BISE_INLINE F ring16(const void* values, const uint16_t* scales, i64 slot, i64 D, i64 i) {
-    const i64 at = slot * D + i;
-    if constexpr (kv == Kv::Q8_0) {
-        alignas(64) uint16_t half[16];
-        for (auto& h : half) h = scales[at / 32];
-        return mul(load_i8(static_cast<const int8_t*>(values) + at), load_f16(half));
-    } else if constexpr (kv == Kv::F16) {
-        const uint16_t* p = static_cast<const uint16_t*>(values) + at;
-        if (i + 16 <= D) return load_f16(p);
-        alignas(64) uint16_t tail[16] = {};
-        std::memcpy(tail, p, sizeof(uint16_t) * static_cast<size_t>(D - i));
-        return load_f16(tail);
-    } else {
-        const float* p = static_cast<const float*>(values) + at;
-        return i + 16 <= D ? load(p) : load_n(p, static_cast<int>(D - i));
+struct Slot {
+    const uint8_t* p;
+    const float* scales;  // (D/32), for Q8_0
+    // slot `first + j` of a ring; all_scales (32, D/32) are those of a tile that starts at `first`
+    BISE_INLINE Slot(const void* values, const float* all_scales, i64 first, i64 j, i64 D)
+        : p(static_cast<const uint8_t*>(values) + (first + j) * D *
+                                                      (kv == Kv::F32   ? 4
+                                                       : kv == Kv::F16 ? 2
+                                                                       : 1)),
+          scales(all_scales + j * (D / 32)) {}
+    // 16 of them, from i on
+    BISE_INLINE F load16(i64 i) const {
+        if constexpr (kv == Kv::F32)
+            return load(reinterpret_cast<const float*>(p) + i);
+        else if constexpr (kv == Kv::F16)
+            return load_f16(reinterpret_cast<const uint16_t*>(p) + i);
+        else
+            return mul(load_i8(reinterpret_cast<const int8_t*>(p) + i), set1(scales[i / 32]));
+    }
+    // the last n of them, n < 16, then zeros (never Q8_0, whose D is a multiple of 32)
+    BISE_INLINE F load_tail(i64 i, i64 n) const {
+        constexpr size_t size = kv == Kv::F32 ? 4 : 2;
+        alignas(64) uint8_t tail[64] = {};
+        std::memcpy(tail, p + static_cast<size_t>(i) * size, static_cast<size_t>(n) * size);
+        return kv == Kv::F32 ? load(reinterpret_cast<float*>(tail)) : load_f16(reinterpret_cast<uint16_t*>(tail));
+    }
+};
+
+// Keys [half, half + 16) of the tile that starts at slot `first`, of which [lo, hi) are seen and the others become zeros
+// -> (wide, 32) float32, transposed
+template <Kv kv, bool all>
+__attribute__((noinline)) void load_keys(const RingView& ring, i64 first, int half, int lo, int hi, const Scratch& s) {
+    for (i64 i = 0; i < ring.D; i += 16) {
+        F block[16];
+        unroll<16>([&](auto j) BISE_LAMBDA {
+            const Slot<kv> slot(ring.k, s.scales, first, half + j, ring.D);
+            if (all)
+                block[j] = slot.load16(i);
+            else if (half + j < lo || hi <= half + j)
+                block[j] = zero();
+            else
+                block[j] = i + 16 <= ring.D ? slot.load16(i) : slot.load_tail(i, ring.D - i);
+            if constexpr (j % 4 == 3) transpose_four(block + j - 3);
+        });
+        transpose_fours(block);
+        unroll<16>([&](auto j) BISE_LAMBDA { store(s.keys + (i + j) * kKeys + half, block[j]); });
     }
 }
 
-// Slots [lo, hi) of the tile that starts at slot `first`, as float32; the others become zeros.
+// Values [lo, hi) of the tile -> (32, wide) float32, zeros past D; the others are left as they were
+template <Kv kv>
+__attribute__((noinline)) void load_values(const RingView& ring, i64 first, int lo, int hi, i64 wide, const Scratch& s) {
+    for (int j = lo; j < hi; j++) {
+        const Slot<kv> slot(ring.v, s.scales, first, j, ring.D);
+        float* to = s.values + j * wide;
+        i64 i = 0;
+        for (; i + 16 <= ring.D; i += 16) store(to + i, slot.load16(i));
+        if (i < ring.D) store(to + i, slot.load_tail(i, ring.D - i));
+    }
+}
+
 template <Kv kv>
 void load_tile(const RingView& ring, i64 first, int lo, int hi, i64 wide, const Scratch& s) {
-    for (int half = 0; half < 32; half += 16) {
-        for (i64 i = 0; i < wide; i += 16) {
-            F block[16];
-            for (int j = 0; j < 16; j++) {
-                const bool seen = lo <= half + j && half + j < hi;
-                block[j] = seen ? ring16<kv>(ring.k, ring.k_scale, first + half + j, ring.D, i) : zero();
-            }
-            transpose(block);
-            for (int j = 0; j < 16; j++) store(s.keys + (i + j) * kKeys + half, block[j]);
-        }
+    const auto load_scales = [&](const uint16_t* scales) {
+        for (i64 i = 0; kv == Kv::Q8_0 && i < ring.D; i += 16) store(s.scales + i, load_f16(scales + first * (ring.D / 32) + i));
+    };
+    load_scales(ring.k_scale);
+    for (int half = 0; half < kKeys; half += 16) {
+        const bool all = lo <= half && half + 16 <= hi && ring.D % 16 == 0;
+        (all ? load_keys<kv, true> : load_keys<kv, false>)(ring, first, half, lo, hi, s);
     }
-    for (int j = lo; j < hi; j++) {
-        for (i64 i = 0; i < wide; i += 16) store(s.values + j * wide + i, ring16<kv>(ring.v, ring.v_scale, first + j, ring.D, i));
-    }
+    load_scales(ring.v_scale);
+    load_values<kv>(ring, first, lo, hi, wide, s);
 }
 
-// scores (n, 32) = q (n, D) . keys (D, 32); each is one chain over D ascending
+// scores (n, 32) = q (D, n of `rows`) . keys (D, 32); each is one chain over D ascending
 template <int n>
-BISE_INLINE void score_rows(const float* q, const float* keys, i64 D, i64 wide, float* scores) {
+__attribute__((noinline)) void score_rows(const float* q, i64 rows, const float* keys, i64 D, float* scores) {
     F a[n], b[n];
     for (int r = 0; r < n; r++) a[r] = zero(), b[r] = zero();
-    for (i64 d = 0; d < D; d++) {
-        const F ka = load(keys + d * kKeys), kb = load(keys + d * kKeys + 16);
+    for (const float* end = keys + D * kKeys; keys < end; keys += kKeys, q += rows) {
+        const F ka = load(keys), kb = load(keys + 16);
         for (int r = 0; r < n; r++) {
-            const F x = set1(q[r * wide + d]);
+            const F x = set1(q[r]);
             a[r] = fma(ka, x, a[r]), b[r] = fma(kb, x, b[r]);
         }
     }
@@ -82,7 +121,7 @@ BISE_INLINE void score_rows(const float* q, const float* keys, i64 D, i64 wide, 
 
 // out (n heads, vecs * 16 of D) += weights (n, 32) . values (32, D), keys [lo, hi) ascending
 template <int n, int vecs>
-BISE_INLINE void value_rows(const float* weights, const float* values, int lo, int hi, i64 wide, float* out) {
+__attribute__((noinline)) void value_rows(const float* weights, const float* values, int lo, int hi, i64 wide, float* out) {
     F acc[n][vecs];
     for (int r = 0; r < n; r++)
         for (int i = 0; i < vecs; i++) acc[r][i] = load(out + r * wide + 16 * i);
@@ -146,17 +185,20 @@ void attend_tile(const RingView& ring, const Queries& u, i64 R, i64 window, i64 
 
     i64 r = t0 * R;
     const i64 end = t1 * R;
-    const auto score = [&](auto n) { score_rows<n>(s.q + r * wide, s.keys, ring.D, wide, s.scores + r * kKeys), r += n; };
+    const auto score = [&](auto n) { score_rows<n>(s.q + r, u.count * R, s.keys, ring.D, s.scores + r * kKeys), r += n; };
     while (r + kQueryRows <= end) score(std::integral_constant<int, kQueryRows>{});
-    if constexpr (kQueryRows > 4) while (r + 4 <= end) score(std::integral_constant<int, 4>{});
+    if constexpr (kQueryRows > 4)
+        while (r + 4 <= end) score(std::integral_constant<int, 4>{});
     while (r < end) score(std::integral_constant<int, 1>{});
 
     for (i64 t = t0; t < t1; t++) {
         const Visible see(u.position + t, window, base);
-        for (r = t * R; r < (t + 1) * R; r++) soften(s.scores + r * kKeys, see.lo, see.hi, wide, s.out + r * wide, s.top[r], s.total[r]);
+        for (r = t * R; r < (t + 1) * R; r++)
+            soften(s.scores + r * kKeys, see.lo, see.hi, wide, s.out + r * wide, s.top[r], s.total[r]);
         r = t * R;
         const i64 heads = (t + 1) * R;
-        for (; r + kHeads <= heads; r += kHeads) value_heads<kHeads>(s.scores + r * kKeys, s.values, see.lo, see.hi, wide, s.out + r * wide);
+        for (; r + kHeads <= heads; r += kHeads)
+            value_heads<kHeads>(s.scores + r * kKeys, s.values, see.lo, see.hi, wide, s.out + r * wide);
         for (; r < heads; r++) value_heads<1>(s.scores + r * kKeys, s.values, see.lo, see.hi, wide, s.out + r * wide);
     }
 }
@@ -168,7 +210,7 @@ void attend(const RingView& ring, const Queries& u, i64 R, i64 window, const flo
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(D));
     for (i64 r = 0; r < u.count * R; r++) {
         const float* from = q + (((u.row + r / R) * ring.G + u.g) * R + r % R) * D;
-        for (i64 d = 0; d < D; d++) s.q[r * wide + d] = from[d] * scale;
+        for (i64 d = 0; d < D; d++) s.q[d * u.count * R + r] = from[d] * scale;
         for (i64 d = 0; d < wide; d++) s.out[r * wide + d] = 0;
         s.top[r] = kLowest, s.total[r] = 0;
     }
@@ -187,9 +229,12 @@ void attend(const RingView& ring, const Queries& u, i64 R, i64 window, const flo
 namespace BISE_ISA {
 void attend(const RingView& ring, const Queries& unit, i64 R, i64 window, const float* q, float* out, void* scratch) {
     switch (ring.kv) {
-        case Kv::F32: return bise::attend<Kv::F32>(ring, unit, R, window, q, out, scratch);
-        case Kv::F16: return bise::attend<Kv::F16>(ring, unit, R, window, q, out, scratch);
-        case Kv::Q8_0: return bise::attend<Kv::Q8_0>(ring, unit, R, window, q, out, scratch);
+        case Kv::F32:
+            return bise::attend<Kv::F32>(ring, unit, R, window, q, out, scratch);
+        case Kv::F16:
+            return bise::attend<Kv::F16>(ring, unit, R, window, q, out, scratch);
+        case Kv::Q8_0:
+            return bise::attend<Kv::Q8_0>(ring, unit, R, window, q, out, scratch);
     }
 }
 }  // namespace BISE_ISA

@@ -37,8 +37,9 @@ class Array {
         if (PyObject_GetBuffer(object.ptr(), &view_, flags)) {
             PyErr_Clear();
             const bool array = PyObject_CheckBuffer(object.ptr());
-            const std::string want = std::string(name) + (array ? writable ? " must be contiguous and writable" : " must be contiguous"
-                                                                : " must be an array");
+            const std::string want =
+                std::string(name) +
+                (array ? writable ? " must be contiguous and writable" : " must be contiguous" : " must be an array");
             if (array) refuse(want);
             throw nb::type_error(want.c_str());
         }
@@ -63,13 +64,16 @@ class Array {
         if (right) return;
         const auto join = [](const auto* begin, const auto* end) {
             std::string s = "(";
-            for (auto* p = begin; p != end; p++) s += (p == begin ? "" : ", ") + (*p == -1 ? std::string("any") : std::to_string(*p));
+            for (auto* p = begin; p != end; p++)
+                s += (p == begin ? "" : ", ") + (*p == -1 ? std::string("any") : std::to_string(*p));
             return s + ")";
         };
-        refuse(name_ + " has shape " + join(view_.shape, view_.shape + view_.ndim) + ", expected " + join(sizes.begin(), sizes.end()));
+        refuse(name_ + " has shape " + join(view_.shape, view_.shape + view_.ndim) + ", expected " +
+               join(sizes.begin(), sizes.end()));
     }
     i64 size(int axis) const {
-        if (axis >= view_.ndim) refuse(name_ + " has " + std::to_string(view_.ndim) + " axes, expected at least " + std::to_string(axis + 1));
+        if (axis >= view_.ndim)
+            refuse(name_ + " has " + std::to_string(view_.ndim) + " axes, expected at least " + std::to_string(axis + 1));
         return view_.shape[axis];
     }
     template <class X>
@@ -95,7 +99,15 @@ struct RingArrays {
         v.shape({S, G, N, D});
         require(S > 0 && G > 0 && N > 0 && D > 0, "a ring has an empty axis");
         if (N % kKeys) refuse("ring size is " + std::to_string(N) + ", expected a multiple of " + std::to_string(kKeys));
-        view = {format == 'f' ? Kv::F32 : format == 'e' ? Kv::F16 : Kv::Q8_0, S, G, N, D, k.as<void>(), v.as<void>(), nullptr, nullptr};
+        view = {format == 'f' ? Kv::F32 : format == 'e' ? Kv::F16 : Kv::Q8_0,
+                S,
+                G,
+                N,
+                D,
+                k.as<void>(),
+                v.as<void>(),
+                nullptr,
+                nullptr};
         if (view.kv != Kv::Q8_0) return;
         if (D % 32) refuse("head_dim is " + std::to_string(D) + ", q8_0 needs a multiple of 32");
         k_scale = std::make_unique<Array>(k_scales, "ring.k_scale", 'e', writable);
@@ -126,8 +138,9 @@ void check_spans(const Array& spans, i64 T, i64 S) {
         const bool right = 0 <= s->sequence && s->sequence < S && 0 <= s->row && 0 < s->count && i64{s->row} + s->count <= T &&
                            0 <= s->position && i64{s->position} + s->count < (i64{1} << 31);
         if (!right) {
-            refuse("span (" + std::to_string(s->sequence) + ", " + std::to_string(s->row) + ", " + std::to_string(s->count) + ", " +
-                   std::to_string(s->position) + ") does not fit " + std::to_string(T) + " rows and " + std::to_string(S) + " sequences");
+            refuse("span (" + std::to_string(s->sequence) + ", " + std::to_string(s->row) + ", " + std::to_string(s->count) +
+                   ", " + std::to_string(s->position) + ") does not fit " + std::to_string(T) + " rows and " + std::to_string(S) +
+                   " sequences");
         }
     }
 }
@@ -156,7 +169,8 @@ class Verbs {
         if (type < 0 && other < 0) refuse("no kernel for type '" + name + "'");
         const Array data(bytes, "data", 'B');
         const i64 block = type >= 0 ? block_columns(Type(type)) : block_columns(Other(other));
-        const i64 row = check_sizes(name, rows, cols, block, type >= 0 ? row_bytes(Type(type), block) : row_bytes(Other(other), block));
+        const i64 row =
+            check_sizes(name, rows, cols, block, type >= 0 ? row_bytes(Type(type), block) : row_bytes(Other(other), block));
         data.shape({rows * row});
         i64 sick;
         auto w = std::make_unique<Matrix>();
@@ -165,9 +179,11 @@ class Verbs {
             w->type = type >= 0 ? Type(type) : nearest(Other(other)), w->rows = rows, w->cols = cols;
             w->panels = (rows + kRows - 1) / kRows, w->blocks = (cols + kColumns - 1) / kColumns;
             w->data = Buffer(static_cast<size_t>(w->panels * w->panel_bytes()));
-            sick = type >= 0 ? bise::pack(*pool_, data.as<uint8_t>(), *w) : bise::pack(*pool_, Other(other), data.as<uint8_t>(), *w);
+            sick =
+                type >= 0 ? bise::pack(*pool_, data.as<uint8_t>(), *w) : bise::pack(*pool_, Other(other), data.as<uint8_t>(), *w);
         }
-        if (sick != kSound) refuse("row " + std::to_string(sick) + " holds a NaN or infinite " + (block == 1 ? "value" : "scale"));
+        if (sick != kSound)
+            refuse("row " + std::to_string(sick) + " holds a NaN or infinite " + (block == 1 ? "value" : "scale"));
         return w.release();
     }
 
@@ -181,7 +197,8 @@ class Verbs {
         y.shape({tokens.size(0), cols});
         for (i64 i = 0; i < tokens.size(0); i++) {
             const int32_t id = tokens.as<int32_t>()[i];
-            if (id < 0 || id >= rows) refuse("token " + std::to_string(id) + " is not in the vocabulary of " + std::to_string(rows));
+            if (id < 0 || id >= rows)
+                refuse("token " + std::to_string(id) + " is not in the vocabulary of " + std::to_string(rows));
         }
         nb::gil_scoped_release free;
         for (i64 i = 0; i < tokens.size(0); i++) {
@@ -220,7 +237,8 @@ class Verbs {
         const Array x(input, "x", 'f', true), cos(cosine, "cos", 'f'), sin(sine, "sin", 'f');
         const i64 T = x.size(0), n = x.size(1), half = cos.size(1);
         x.shape({T, n}), cos.shape({T, half}), sin.shape({T, half});
-        if (half < 1 || n % (2 * half)) refuse("x has " + std::to_string(n) + " columns, not a multiple of " + std::to_string(2 * half));
+        if (half < 1 || n % (2 * half))
+            refuse("x has " + std::to_string(n) + " columns, not a multiple of " + std::to_string(2 * half));
         nb::gil_scoped_release free;
         bise::rope(kernels_, *pool_, x.as<float>(), cos.as<float>(), sin.as<float>(), T, n / (2 * half), half);
     }
@@ -233,14 +251,16 @@ class Verbs {
         bise::swiglu(kernels_, *pool_, gate.as<float>(), up.as<float>(), T * n);
     }
 
-    void store(nb::handle rk, nb::handle rv, nb::handle rks, nb::handle rvs, nb::handle where, nb::handle ks, nb::handle vs) const {
+    void store(nb::handle rk, nb::handle rv, nb::handle rks, nb::handle rvs, nb::handle where, nb::handle ks,
+               nb::handle vs) const {
         const RingArrays ring(rk, rv, rks, rvs, true);
         const Array spans(where, "spans", 'i'), k(ks, "k", 'f'), v(vs, "v", 'f');
         const i64 T = k.size(0), n = ring.view.G * ring.view.D;
         k.shape({T, n}), v.shape({T, n});
         check_spans(spans, T, ring.view.S);
         for (const Span *s = spans.as<Span>(), *end = s + spans.size(0); s < end; s++) {
-            if (s->count > ring.view.N) refuse(std::to_string(s->count) + " tokens do not fit a ring of " + std::to_string(ring.view.N));
+            if (s->count > ring.view.N)
+                refuse(std::to_string(s->count) + " tokens do not fit a ring of " + std::to_string(ring.view.N));
         }
         nb::gil_scoped_release free;
         bise::store(kernels_, *pool_, ring.view, spans.as<Span>(), spans.size(0), k.as<float>(), v.as<float>());
@@ -252,7 +272,8 @@ class Verbs {
         const Array q(qs, "q", 'f'), spans(where, "spans", 'i'), y(out, "out", 'f', true);
         const i64 T = q.size(0), n = q.size(1), N = ring.view.N, group = ring.view.G * ring.view.D;
         q.shape({T, n}), y.shape({T, n});
-        if (n == 0 || n % group) refuse("q has " + std::to_string(n) + " columns, not a multiple of G * D = " + std::to_string(group));
+        if (n == 0 || n % group)
+            refuse("q has " + std::to_string(n) + " columns, not a multiple of G * D = " + std::to_string(group));
         const i64 seen = window.is_none() ? i64{1} << 40 : nb::cast<i64>(window);
         require(seen >= 1, "window must be at least 1");
         check_spans(spans, T, ring.view.S);
@@ -261,15 +282,16 @@ class Verbs {
             if (live > N) refuse("attend needs " + std::to_string(live) + " live slots, the ring has " + std::to_string(N));
         }
         nb::gil_scoped_release free;
-        bise::attend(kernels_, *pool_, ring.view, spans.as<Span>(), spans.size(0), n / ring.view.D, seen, q.as<float>(), y.as<float>());
+        bise::attend(kernels_, *pool_, ring.view, spans.as<Span>(), spans.size(0), n / ring.view.D, seen, q.as<float>(),
+                     y.as<float>());
     }
 
   private:
     // bytes of one row; refuses sizes whose product could not be held
     static i64 check_sizes(const std::string& name, i64 rows, i64 cols, i64 block, i64 bytes) {
         if (rows < 1 || cols < 1 || cols % block || rows >= (i64{1} << 31) || cols >= (i64{1} << 31)) {
-            refuse("a " + name + " matrix of " + std::to_string(rows) + " x " + std::to_string(cols) + ": expected columns in blocks of " +
-                   std::to_string(block) + " and both sizes from 1 to 2^31 - 1");
+            refuse("a " + name + " matrix of " + std::to_string(rows) + " x " + std::to_string(cols) +
+                   ": expected columns in blocks of " + std::to_string(block) + " and both sizes from 1 to 2^31 - 1");
         }
         return cols / block * bytes;
     }
@@ -301,14 +323,18 @@ NB_MODULE(_kernels, m) {
         .def(nb::init<int, const std::string&>(), nb::arg("threads"), nb::arg("isa") = "")
         .def_prop_ro("isa", &Verbs::isa)
         .def_prop_ro("threads", &Verbs::threads)
-        .def("pack", &Verbs::pack, nb::rv_policy::take_ownership, nb::arg("type"), array("data"), nb::arg("rows"), nb::arg("cols"))
-        .def("embed", &Verbs::embed, nb::arg("type"), array("table"), nb::arg("rows"), nb::arg("cols"), array("tokens"), array("out"))
+        .def("pack", &Verbs::pack, nb::rv_policy::take_ownership, nb::arg("type"), array("data"), nb::arg("rows"),
+             nb::arg("cols"))
+        .def("embed", &Verbs::embed, nb::arg("type"), array("table"), nb::arg("rows"), nb::arg("cols"), array("tokens"),
+             array("out"))
         .def("linear", &Verbs::linear, array("x"), nb::arg("ws"), nb::arg("outs"))
         .def("rms_norm", &Verbs::rms_norm, array("x"), array("w"), nb::arg("eps"), array("out"))
         .def("rope", &Verbs::rope, array("x"), array("cos"), array("sin"))
         .def("swiglu", &Verbs::swiglu, array("gate"), array("up"))
-        .def("store", &Verbs::store, array("k"), array("v"), array("k_scale"), array("v_scale"), array("spans"), array("new_k"), array("new_v"))
-        .def("attend", &Verbs::attend, array("q"), array("k"), array("v"), array("k_scale"), array("v_scale"), array("spans"), array("window"), array("out"));
+        .def("store", &Verbs::store, array("k"), array("v"), array("k_scale"), array("v_scale"), array("spans"), array("new_k"),
+             array("new_v"))
+        .def("attend", &Verbs::attend, array("q"), array("k"), array("v"), array("k_scale"), array("v_scale"), array("spans"),
+             array("window"), array("out"));
     m.def("isas", &isas, "The instruction sets that run here, best first.");
     m.def("isa", [] { return kernels_here().front()->name; }, "The one that is chosen.");
 }

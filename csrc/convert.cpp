@@ -4,8 +4,8 @@
 //   by rounding        Q4_1, Q5_1, Q2_K -> Q8_0 (largest magnitude of 32 becomes 127)
 // Layouts in the file:
 //   Q4_1  f16 d, m; u8 q[16]             Q5_0  f16 d; u32 high; u8 q[16]            Q5_1  f16 d, m; u32 high; u8 q[16]
-//   Q2_K  u8 scales[16]; u8 q[64]; f16 d, dmin                                      Q3_K  u8 high[32]; u8 q[64]; u8 scales[12]; f16 d
-//   IQ4_NL  f16 d; u8 q[16]              IQ4_XS  f16 d; u16 scales_high; u8 scales_low[4]; u8 q[128]
+//   Q2_K  u8 scales[16]; u8 q[64]; f16 d, dmin                                      Q3_K  u8 high[32]; u8 q[64]; u8 scales[12];
+//   f16 d IQ4_NL  f16 d; u8 q[16]              IQ4_XS  f16 d; u16 scales_high; u8 scales_low[4]; u8 q[128]
 #include <cmath>
 
 #include "half.h"
@@ -88,12 +88,18 @@ void iq4_xs(const uint8_t* p, uint8_t* out) {  // -> 8 blocks of Q8_0
 
 void convert_block(Other type, const uint8_t* p, uint8_t* out) {
     switch (type) {
-        case Other::Q4_1: return q4_1(p, false, out);
-        case Other::Q5_1: return q4_1(p, true, out);
-        case Other::Q2_K: return q2_k(p, out);
-        case Other::Q3_K: return q3_k(p, out);
-        case Other::IQ4_XS: return iq4_xs(p, out);
-        case Other::IQ4_NL: return exact_q8_0(read<uint16_t>(p), out, [&](int i) { return kIq4[nibble(p + 2, i)]; });
+        case Other::Q4_1:
+            return q4_1(p, false, out);
+        case Other::Q5_1:
+            return q4_1(p, true, out);
+        case Other::Q2_K:
+            return q2_k(p, out);
+        case Other::Q3_K:
+            return q3_k(p, out);
+        case Other::IQ4_XS:
+            return iq4_xs(p, out);
+        case Other::IQ4_NL:
+            return exact_q8_0(read<uint16_t>(p), out, [&](int i) { return kIq4[nibble(p + 2, i)]; });
         case Other::Q5_0: {
             const uint32_t high = read<uint32_t>(p + 2);
             return exact_q8_0(read<uint16_t>(p), out, [&](int i) { return (nibble(p + 6, i) | fifth(high, i)) - 16; });
@@ -105,9 +111,7 @@ void convert_block(Other type, const uint8_t* p, uint8_t* out) {
 
 Type nearest(Other type) { return type == Other::Q3_K ? Type::Q6_K : Type::Q8_0; }
 
-i64 block_columns(Other type) {
-    return type == Other::Q2_K || type == Other::Q3_K || type == Other::IQ4_XS ? 256 : 32;
-}
+i64 block_columns(Other type) { return type == Other::Q2_K || type == Other::Q3_K || type == Other::IQ4_XS ? 256 : 32; }
 
 i64 row_bytes(Other type, i64 cols) {
     constexpr i64 bytes[kOthers] = {20, 22, 24, 84, 110, 18, 136};

@@ -53,14 +53,25 @@ void q6_k(const uint8_t* p, float* y) {
 
 void block(Type type, const uint8_t* p, float* y) {
     switch (type) {
-        case Type::F32: *y = read<float>(p); return;
-        case Type::F16: *y = from_f16(read<uint16_t>(p)); return;
-        case Type::BF16: *y = from_bf16(read<uint16_t>(p)); return;
-        case Type::Q8_0: return q8_0(p, y);
-        case Type::Q4_0: return q4_0(p, y);
-        case Type::Q4_K: return q45_k(p, nullptr, p + 16, y);
-        case Type::Q5_K: return q45_k(p, p + 16, p + 48, y);
-        case Type::Q6_K: return q6_k(p, y);
+        case Type::F32:
+            *y = read<float>(p);
+            return;
+        case Type::F16:
+            *y = from_f16(read<uint16_t>(p));
+            return;
+        case Type::BF16:
+            *y = from_bf16(read<uint16_t>(p));
+            return;
+        case Type::Q8_0:
+            return q8_0(p, y);
+        case Type::Q4_0:
+            return q4_0(p, y);
+        case Type::Q4_K:
+            return q45_k(p, nullptr, p + 16, y);
+        case Type::Q5_K:
+            return q45_k(p, p + 16, p + 48, y);
+        case Type::Q6_K:
+            return q6_k(p, y);
     }
 }
 

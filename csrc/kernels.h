@@ -11,7 +11,7 @@ namespace bise {
 
 using i64 = int64_t;
 
-constexpr i64 kRows = 16;     // output rows interleaved in one panel: one int32 or float lane each
+constexpr i64 kRows = 16;      // output rows interleaved in one panel: one int32 or float lane each
 constexpr i64 kColumns = 256;  // input columns in one packed block; rows are padded with zero blocks
 constexpr i64 kKeys = 32;      // keys in one attention tile
 
@@ -99,7 +99,7 @@ struct Kernels {
 constexpr i64 kQueries = 16;  // most tokens in one Queries
 BISE_INLINE constexpr i64 attend_scratch(i64 R, i64 D) {
     const i64 wide = (D + 15) / 16 * 16, rows = kQueries * R;
-    return 4 * (2 * rows * wide + 2 * kKeys * wide + rows * kKeys + 2 * ((rows + 15) / 16 * 16)) + 64;
+    return 4 * (2 * rows * wide + 2 * kKeys * wide + rows * kKeys + wide + 2 * ((rows + 15) / 16 * 16)) + 64;
 }
 
 extern const Kernels kernels_base, kernels_avx2, kernels_avx512vnni;  // the last two only where BISE_X86 says so

@@ -8,9 +8,12 @@ namespace {
 
 template <Type type>
 BISE_INLINE F row16(const uint8_t* panel, i64 k) {  // column k of 16 rows
-    if constexpr (type == Type::F32) return load(reinterpret_cast<const float*>(panel) + 16 * k);
-    else if constexpr (type == Type::F16) return load_f16(reinterpret_cast<const uint16_t*>(panel) + 16 * k);
-    else return load_bf16(reinterpret_cast<const uint16_t*>(panel) + 16 * k);
+    if constexpr (type == Type::F32)
+        return load(reinterpret_cast<const float*>(panel) + 16 * k);
+    else if constexpr (type == Type::F16)
+        return load_f16(reinterpret_cast<const uint16_t*>(panel) + 16 * k);
+    else
+        return load_bf16(reinterpret_cast<const uint16_t*>(panel) + 16 * k);
 }
 
 template <Type type, int n>
@@ -51,9 +54,12 @@ namespace BISE_ISA {
 void linear_floats(const Matrix& w, const void* x, i64 T, i64 p0, i64 p1, float* y) {
     const auto* floats = static_cast<const float*>(x);
     switch (w.type) {
-        case Type::F32: return linear<Type::F32>(w, floats, T, p0, p1, y);
-        case Type::F16: return linear<Type::F16>(w, floats, T, p0, p1, y);
-        default: return linear<Type::BF16>(w, floats, T, p0, p1, y);
+        case Type::F32:
+            return linear<Type::F32>(w, floats, T, p0, p1, y);
+        case Type::F16:
+            return linear<Type::F16>(w, floats, T, p0, p1, y);
+        default:
+            return linear<Type::BF16>(w, floats, T, p0, p1, y);
     }
 }
 }  // namespace BISE_ISA

@@ -10,8 +10,10 @@ namespace {
 template <class W>
 BISE_INLINE I minima_dot(const W& w, const Act256& a) {
     I m = zero_i();
-    if constexpr (W::offset) unroll<8>([&](auto i) BISE_LAMBDA { m = dot2(m, w.template minima<i>(), a.pairs[i]); });
-    else unroll<4>([&](auto i) BISE_LAMBDA { m = dot2(m, w.template minima<i>(), a.minima[i]); });
+    if constexpr (W::offset)
+        unroll<8>([&](auto i) BISE_LAMBDA { m = dot2(m, w.template minima<i>(), a.pairs[i]); });
+    else
+        unroll<4>([&](auto i) BISE_LAMBDA { m = dot2(m, w.template minima<i>(), a.minima[i]); });
     return m;
 }
 
@@ -62,8 +64,10 @@ BISE_INLINE void block_dot(const W* w, const Act32* a, F* acc) {
             for (int c = 0; c < n; c++) {
                 for (int p = 0; p < P; p++) {
                     Part& sum = parts[p * n + c];
-                    if constexpr (W::is_signed) sum = dot_signed(sum, q[p], a[c].q + 4 * j);
-                    else sum = dot(sum, q[p], a[c].q + 4 * j);
+                    if constexpr (W::is_signed)
+                        sum = dot_signed(sum, q[p], a[c].q + 4 * j);
+                    else
+                        sum = dot(sum, q[p], a[c].q + 4 * j);
                 }
             }
         });
@@ -112,7 +116,8 @@ void many_columns(const Matrix& w, i64 p, i64 p1, const typename Packed<type>::A
         for (i64 c = 0; c < count; c += kTile) tile(blocks, a + c, sums + 16 * c);
     }
     for (i64 i = 0; i < p1 - p; i++) {
-        for (i64 c = 0; c < count; c++) store_n(y + c * w.rows + kRows * (p + i), load(sums + 16 * (i * kStrip + c)), w.rows_of(p + i));
+        for (i64 c = 0; c < count; c++)
+            store_n(y + c * w.rows + kRows * (p + i), load(sums + 16 * (i * kStrip + c)), w.rows_of(p + i));
     }
 }
 
@@ -137,12 +142,18 @@ void linear(const Matrix& w, const void* x, i64 T, i64 p0, i64 p1, float* y) {
 namespace BISE_ISA {
 void linear_quants(const Matrix& w, const void* x, i64 T, i64 p0, i64 p1, float* y) {
     switch (w.type) {
-        case Type::Q8_0: return linear<Type::Q8_0>(w, x, T, p0, p1, y);
-        case Type::Q4_0: return linear<Type::Q4_0>(w, x, T, p0, p1, y);
-        case Type::Q4_K: return linear<Type::Q4_K>(w, x, T, p0, p1, y);
-        case Type::Q5_K: return linear<Type::Q5_K>(w, x, T, p0, p1, y);
-        case Type::Q6_K: return linear<Type::Q6_K>(w, x, T, p0, p1, y);
-        default: return;
+        case Type::Q8_0:
+            return linear<Type::Q8_0>(w, x, T, p0, p1, y);
+        case Type::Q4_0:
+            return linear<Type::Q4_0>(w, x, T, p0, p1, y);
+        case Type::Q4_K:
+            return linear<Type::Q4_K>(w, x, T, p0, p1, y);
+        case Type::Q5_K:
+            return linear<Type::Q5_K>(w, x, T, p0, p1, y);
+        case Type::Q6_K:
+            return linear<Type::Q6_K>(w, x, T, p0, p1, y);
+        default:
+            return;
     }
 }
 }  // namespace BISE_ISA

@@ -70,11 +70,20 @@ bool pack_row(Type type, const uint8_t* in, i64 cols, i64 r, uint8_t* out) {
         uint8_t* block = out + k / kColumns * packed;
         const i64 s = k % kColumns / 32;
         switch (type) {
-            case Type::Q8_0: sound &= pack_q8_0(in, s, r, block); break;
-            case Type::Q4_0: sound &= pack_q4_0(in, s, r, block); break;
-            case Type::Q4_K: sound &= pack_q4_k(in, r, block); break;
-            case Type::Q5_K: sound &= pack_q5_k(in, r, block); break;
-            default: sound &= pack_q6_k(in, r, block);
+            case Type::Q8_0:
+                sound &= pack_q8_0(in, s, r, block);
+                break;
+            case Type::Q4_0:
+                sound &= pack_q4_0(in, s, r, block);
+                break;
+            case Type::Q4_K:
+                sound &= pack_q4_k(in, r, block);
+                break;
+            case Type::Q5_K:
+                sound &= pack_q5_k(in, r, block);
+                break;
+            default:
+                sound &= pack_q6_k(in, r, block);
         }
     }
     return sound;
@@ -88,7 +97,8 @@ i64 pack_panels(Pool& pool, Matrix& w, Fn pack_one) {
         for (i64 r = 0; r < kRows && kRows * p + r < w.rows; r++) {
             if (pack_one(kRows * p + r, r, w.data.bytes() + p * w.panel_bytes())) continue;
             i64 seen = sick;
-            while (kRows * p + r < seen && !sick.compare_exchange_weak(seen, kRows * p + r)) {}
+            while (kRows * p + r < seen && !sick.compare_exchange_weak(seen, kRows * p + r)) {
+            }
         }
     });
     return sick == w.rows ? kSound : sick.load();
@@ -105,7 +115,8 @@ i64 row_bytes(Type type, i64 cols) {
 
 i64 pack(Pool& pool, const uint8_t* file, Matrix& w) {
     const i64 bytes = row_bytes(w.type, w.cols);
-    return pack_panels(pool, w, [&](i64 row, i64 r, uint8_t* panel) { return pack_row(w.type, file + row * bytes, w.cols, r, panel); });
+    return pack_panels(pool, w,
+                       [&](i64 row, i64 r, uint8_t* panel) { return pack_row(w.type, file + row * bytes, w.cols, r, panel); });
 }
 
 i64 pack(Pool& pool, Other type, const uint8_t* file, Matrix& w) {

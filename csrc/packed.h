@@ -84,8 +84,10 @@ struct Packed<Type::Q5_K> {
     BISE_INLINE I quant() const {
         constexpr int s = j / 8;  // its bit of qh
         const I low = nibble(load_i(p + 768 + 64 * (j / 16 * 8 + j % 8)), s % 2), h = load_i(p + 256 + 64 * (j % 8));
-        if constexpr (s < 4) return or_i(low, and_i(shl<4 - s>(h), set1_i(0x10101010)));
-        else return or_i(low, and_i(shr<s - 4>(h), set1_i(0x10101010)));
+        if constexpr (s < 4)
+            return or_i(low, and_i(shl<4 - s>(h), set1_i(0x10101010)));
+        else
+            return or_i(low, and_i(shr<s - 4>(h), set1_i(0x10101010)));
     }
     template <int g>
     BISE_INLINE I scale() const {
@@ -112,8 +114,10 @@ struct Packed<Type::Q6_K> {
         constexpr int half = j / 32, quarter = j / 8 % 4;
         const I low = nibble(load_i(p + 320 + 64 * (16 * half + 8 * (quarter % 2) + j % 8)), quarter / 2);
         const I h = load_i(p + 2368 + 64 * (8 * half + j % 8)), two = set1_i(0x30303030);
-        if constexpr (quarter < 2) return or_i(low, and_i(shl<4 - 2 * quarter>(h), two));
-        else return or_i(low, and_i(shr<2 * quarter - 4>(h), two));
+        if constexpr (quarter < 2)
+            return or_i(low, and_i(shl<4 - 2 * quarter>(h), two));
+        else
+            return or_i(low, and_i(shr<2 * quarter - 4>(h), two));
     }
     template <int g>
     BISE_INLINE I scale() const {

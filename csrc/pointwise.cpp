@@ -60,7 +60,7 @@ void rms_norm(const float* x, const float* w, float eps, i64 n, i64 t0, i64 t1, 
 
 void rope(float* x, const float* cos, const float* sin, i64 heads, i64 half, i64 t0, i64 t1) {
     for (i64 t = t0; t < t1; t++) {
-        const float *__restrict__ c = cos + t * half, *__restrict__ s = sin + t * half;
+        const float* __restrict__ c = cos + t * half, * __restrict__ s = sin + t * half;
         for (i64 h = 0; h < heads; h++) {
             float* __restrict__ v = x + (t * heads + h) * 2 * half;
             for (i64 i = 0; i < half; i++) {

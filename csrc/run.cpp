@@ -35,7 +35,8 @@ i64 panels_per_task(const Matrix& w, i64 T, int threads) {
 
 }  // namespace
 
-void linear(const Kernels& k, Pool& pool, const float* x, i64 T, const std::vector<const Matrix*>& ws, const std::vector<float*>& ys) {
+void linear(const Kernels& k, Pool& pool, const float* x, i64 T, const std::vector<const Matrix*>& ws,
+            const std::vector<float*>& ys) {
     if (!T || ws.empty()) return;
     const i64 cols = ws[0]->cols, blocks = (cols + kColumns - 1) / kColumns;
     const auto is = [&](bool (*type)(Type)) { return std::any_of(ws.begin(), ws.end(), [&](auto* w) { return type(w->type); }); };
@@ -61,7 +62,9 @@ void linear(const Kernels& k, Pool& pool, const float* x, i64 T, const std::vect
         size_t i = 0;
         while (task >= first[i + 1]) i++;
         const Matrix& w = *ws[i];
-        const void* input = w.type <= Type::BF16 ? static_cast<const void*>(x) : k_type(w.type) ? static_cast<const void*>(by256) : by32;
+        const void* input = w.type <= Type::BF16 ? static_cast<const void*>(x)
+                            : k_type(w.type)     ? static_cast<const void*>(by256)
+                                                 : by32;
         const i64 p = (task - first[i]) * step[i];
         k.linear(w, input, T, p, std::min(w.panels, p + step[i]), ys[i]);
     });
@@ -85,8 +88,8 @@ void store(const Kernels& k, Pool& pool, const RingView& ring, const Span* spans
     }
 }
 
-void attend(const Kernels& k, Pool& pool, const RingView& ring, const Span* spans, i64 count, i64 heads, i64 window, const float* q,
-            float* out) {
+void attend(const Kernels& k, Pool& pool, const RingView& ring, const Span* spans, i64 count, i64 heads, i64 window,
+            const float* q, float* out) {
     const i64 R = heads / ring.G;
     std::vector<Queries> units;
     for (const Span* s = spans; s < spans + count; s++) {

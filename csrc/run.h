@@ -8,14 +8,15 @@
 namespace bise {
 
 // x (T, cols) times every weight -> ys[i] (T, rows_i); all weights have the same cols
-void linear(const Kernels& k, Pool& pool, const float* x, i64 T, const std::vector<const Matrix*>& ws, const std::vector<float*>& ys);
+void linear(const Kernels& k, Pool& pool, const float* x, i64 T, const std::vector<const Matrix*>& ws,
+            const std::vector<float*>& ys);
 void rms_norm(const Kernels& k, Pool& pool, const float* x, const float* w, float eps, i64 T, i64 n, float* y);
 void rope(const Kernels& k, Pool& pool, float* x, const float* cos, const float* sin, i64 T, i64 heads, i64 half);
 void swiglu(const Kernels& k, Pool& pool, float* gate, const float* up, i64 n);
 void store(const Kernels& k, Pool& pool, const RingView& ring, const Span* spans, i64 count, const float* x, const float* v);
 // window: keys a query sees, itself included
-void attend(const Kernels& k, Pool& pool, const RingView& ring, const Span* spans, i64 count, i64 heads, i64 window, const float* q,
-            float* out);
+void attend(const Kernels& k, Pool& pool, const RingView& ring, const Span* spans, i64 count, i64 heads, i64 window,
+            const float* q, float* out);
 
 // The instruction sets of this build that run here, best first.
 const std::vector<const Kernels*>& kernels_here();

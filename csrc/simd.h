@@ -26,7 +26,6 @@
 namespace bise {
 namespace {
 
-
 // f(integral_constant<0>) ... f(integral_constant<n-1>), unrolled.
 template <class Fn, int... i>
 BISE_INLINE void unroll_(Fn&& f, std::integer_sequence<int, i...>) {

@@ -10,11 +10,17 @@ constexpr int kPanels = 1, kTile = 4;
 constexpr int kQueryRows = 2;
 constexpr int kHeads = 2, kVecs = 2;
 
-struct F { __m256 a, b; };
-struct I { __m256i a, b; };
+struct F {
+    __m256 a, b;
+};
+struct I {
+    __m256i a, b;
+};
 
-#define BISE_EACH(type, f, ...) type{f(x.a, ##__VA_ARGS__), f(x.b, ##__VA_ARGS__)}
-#define BISE_BOTH(type, f) type{f(x.a, y.a), f(x.b, y.b)}
+#define BISE_EACH(type, f, ...) \
+    type { f(x.a, ##__VA_ARGS__), f(x.b, ##__VA_ARGS__) }
+#define BISE_BOTH(type, f) \
+    type { f(x.a, y.a), f(x.b, y.b) }
 inline __m256i load8(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline __m128i load4(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 
@@ -58,7 +64,8 @@ inline __m256 scale2(__m256 x, __m256i n) {
 }
 inline F scale2(F x, I n) { return {scale2(x.a, n.a), scale2(x.b, n.b)}; }
 inline F zero_where_less(F x, F y, F z) {
-    return {_mm256_andnot_ps(_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), z.a), _mm256_andnot_ps(_mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ), z.b)};
+    return {_mm256_andnot_ps(_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), z.a),
+            _mm256_andnot_ps(_mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ), z.b)};
 }
 
 inline I load_i(const void* p) { return {load8(p), load8(static_cast<const char*>(p) + 32)}; }
@@ -71,9 +78,18 @@ inline I and_i(I x, I y) { return BISE_BOTH(I, _mm256_and_si256); }
 inline I or_i(I x, I y) { return BISE_BOTH(I, _mm256_or_si256); }
 inline I xor_i(I x, I y) { return BISE_BOTH(I, _mm256_xor_si256); }
 inline I add_i(I x, I y) { return BISE_BOTH(I, _mm256_add_epi32); }
-template <int n> inline I shr(I x) { return BISE_EACH(I, _mm256_srli_epi32, n); }
-template <int n> inline I sar(I x) { return BISE_EACH(I, _mm256_srai_epi32, n); }
-template <int n> inline I shl(I x) { return BISE_EACH(I, _mm256_slli_epi32, n); }
+template <int n>
+inline I shr(I x) {
+    return BISE_EACH(I, _mm256_srli_epi32, n);
+}
+template <int n>
+inline I sar(I x) {
+    return BISE_EACH(I, _mm256_srai_epi32, n);
+}
+template <int n>
+inline I shl(I x) {
+    return BISE_EACH(I, _mm256_slli_epi32, n);
+}
 inline I high_bytes16(I x) { return BISE_EACH(I, _mm256_srai_epi16, 8); }
 inline I low_bytes16(I x) {
     x = BISE_EACH(I, _mm256_slli_epi16, 8);
@@ -117,9 +133,9 @@ inline I sums4(const int8_t* p) {
 
 // |activation| <= 127, so an int16 holds `dots` products of weights up to `top`: 2 * 127 * top * dots <= 32767
 constexpr int dots_per_part(int top) { return top <= 15 ? 8 : top <= 31 ? 4 : 2; }
-using Part = I;   // 2 x 16 int16
+using Part = I;  // 2 x 16 int16
 using Sum = I;
-using Scale = I;  // the scale in both int16 of each lane
+using Scale = I;                                // the scale in both int16 of each lane
 inline Part part(int32_t) { return zero_i(); }  // no room for an offset
 // GCC would put off the additions of a whole tile to its end, and spill: this keeps a sum where it is written.
 inline I settled(I x) {
@@ -128,7 +144,8 @@ inline I settled(I x) {
 }
 inline Part dot(Part acc, I w, const int8_t* p) {
     const __m256i x = _mm256_set1_epi32(four(p));
-    return settled({_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.a, x)), _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.b, x))});
+    return settled(
+        {_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.a, x)), _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.b, x))});
 }
 inline Scale to_scale(I lanes) { return or_i(and_i(lanes, set1_i(0xffff)), shl<16>(lanes)); }
 inline Sum sum_zero() { return zero_i(); }
@@ -144,25 +161,26 @@ inline I dot_signed(I acc, I w, const int8_t* p) {
     return settled(add_i(acc, part_total(product)));
 }
 
-inline void transpose8(__m256 r[8]) {
-    __m256 t[8];
-    for (int i = 0; i < 8; i += 4) {
-        const __m256 a = _mm256_unpacklo_ps(r[i], r[i + 1]), b = _mm256_unpackhi_ps(r[i], r[i + 1]);
-        const __m256 c = _mm256_unpacklo_ps(r[i + 2], r[i + 3]), d = _mm256_unpackhi_ps(r[i + 2], r[i + 3]);
-        t[i] = _mm256_shuffle_ps(a, c, 0x44), t[i + 1] = _mm256_shuffle_ps(a, c, 0xee);
-        t[i + 2] = _mm256_shuffle_ps(b, d, 0x44), t[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
-    }
-    for (int j = 0; j < 4; j++) {
-        r[j] = _mm256_permute2f128_ps(t[j], t[4 + j], 0x20), r[4 + j] = _mm256_permute2f128_ps(t[j], t[4 + j], 0x31);
+// 16 x 16 in two steps: every four rows r[0..3] in turn (4 x 4 blocks within 128-bit lanes), then all sixteen
+inline void transpose_four(__m256& r0, __m256& r1, __m256& r2, __m256& r3) {
+    const __m256 a = _mm256_unpacklo_ps(r0, r1), b = _mm256_unpackhi_ps(r0, r1);
+    const __m256 c = _mm256_unpacklo_ps(r2, r3), d = _mm256_unpackhi_ps(r2, r3);
+    r0 = _mm256_shuffle_ps(a, c, 0x44), r1 = _mm256_shuffle_ps(a, c, 0xee);
+    r2 = _mm256_shuffle_ps(b, d, 0x44), r3 = _mm256_shuffle_ps(b, d, 0xee);
+}
+inline void transpose_four(F* r) {
+    transpose_four(r[0].a, r[1].a, r[2].a, r[3].a), transpose_four(r[0].b, r[1].b, r[2].b, r[3].b);
+}
+inline void transpose_fours(F* r) {
+    for (int j = 0; j < 4; j++) {  // lane l of r[j], r[4 + j], r[8 + j], r[12 + j] becomes row 4 l + j
+        const F p = r[j], q = r[4 + j], s = r[8 + j], t = r[12 + j];
+        r[j] = {_mm256_permute2f128_ps(p.a, q.a, 0x20), _mm256_permute2f128_ps(s.a, t.a, 0x20)};
+        r[4 + j] = {_mm256_permute2f128_ps(p.a, q.a, 0x31), _mm256_permute2f128_ps(s.a, t.a, 0x31)};
+        r[8 + j] = {_mm256_permute2f128_ps(p.b, q.b, 0x20), _mm256_permute2f128_ps(s.b, t.b, 0x20)};
+        r[12 + j] = {_mm256_permute2f128_ps(p.b, q.b, 0x31), _mm256_permute2f128_ps(s.b, t.b, 0x31)};
     }
 }
 
-inline void transpose(F r[16]) {  // 16 x 16
-    __m256 q[4][8];
-    for (int i = 0; i < 8; i++) q[0][i] = r[i].a, q[1][i] = r[i].b, q[2][i] = r[8 + i].a, q[3][i] = r[8 + i].b;
-    for (auto& block : q) transpose8(block);
-    for (int i = 0; i < 8; i++) r[i] = {q[0][i], q[2][i]}, r[8 + i] = {q[1][i], q[3][i]};
-}
 #undef BISE_EACH
 #undef BISE_BOTH
 

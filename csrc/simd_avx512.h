@@ -7,19 +7,21 @@ namespace {
 
 constexpr bool kNarrow = false;
 constexpr int kPanels = 2, kTile = 4;  // panels x columns of activations per register tile
-constexpr int kQueryRows = 8;       // query rows per register tile of scores
-constexpr int kHeads = 4, kVecs = 4;  // query heads x 16-wide slices of D per register tile of values
+constexpr int kQueryRows = 8;          // query rows per register tile of scores
+constexpr int kHeads = 4, kVecs = 4;   // query heads x 16-wide slices of D per register tile of values
 
-struct F { __m512 v; };
-struct I { __m512i v; };
+struct F {
+    __m512 v;
+};
+struct I {
+    __m512i v;
+};
 
 inline F load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline void store(float* p, F x) { _mm512_storeu_ps(p, x.v); }
 inline F set1(float x) { return {_mm512_set1_ps(x)}; }
 inline F zero() { return {_mm512_setzero_ps()}; }
-inline F load_f16(const uint16_t* p) {
-    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
-}
+inline F load_f16(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
 inline F load_bf16(const uint16_t* p) {
     const __m512i x = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(x, 16))};
@@ -40,8 +42,12 @@ inline F max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline float sum(F x) { return _mm512_reduce_add_ps(x.v); }
 inline float max_of(F x) { return _mm512_reduce_max_ps(x.v); }
-inline F scale2(F x, I n) { return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x.v), _mm512_slli_epi32(n.v, 23)))}; }
-inline F zero_where_less(F a, F b, F x) { return {_mm512_mask_mov_ps(x.v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), _mm512_setzero_ps())}; }
+inline F scale2(F x, I n) {
+    return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x.v), _mm512_slli_epi32(n.v, 23)))};
+}
+inline F zero_where_less(F a, F b, F x) {
+    return {_mm512_mask_mov_ps(x.v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), _mm512_setzero_ps())};
+}
 
 inline I load_i(const void* p) { return {_mm512_loadu_si512(p)}; }
 inline void store_i(void* p, I x) { _mm512_storeu_si512(p, x.v); }
@@ -50,11 +56,20 @@ inline I zero_i() { return {_mm512_setzero_si512()}; }
 inline I and_i(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }
 inline I or_i(I a, I b) { return {_mm512_or_si512(a.v, b.v)}; }
 inline I xor_i(I a, I b) { return {_mm512_xor_si512(a.v, b.v)}; }
-template <int n> inline I shr(I a) { return {_mm512_srli_epi32(a.v, n)}; }  // in 32-bit lanes
-template <int n> inline I sar(I a) { return {_mm512_srai_epi32(a.v, n)}; }
-template <int n> inline I shl(I a) { return {_mm512_slli_epi32(a.v, n)}; }
-inline I high_bytes16(I a) { return {_mm512_srai_epi16(a.v, 8)}; }                         // signed, bytes 1 and 3
-inline I low_bytes16(I a) { return {_mm512_srai_epi16(_mm512_slli_epi16(a.v, 8), 8)}; }   // signed, bytes 0 and 2
+template <int n>
+inline I shr(I a) {
+    return {_mm512_srli_epi32(a.v, n)};
+}  // in 32-bit lanes
+template <int n>
+inline I sar(I a) {
+    return {_mm512_srai_epi32(a.v, n)};
+}
+template <int n>
+inline I shl(I a) {
+    return {_mm512_slli_epi32(a.v, n)};
+}
+inline I high_bytes16(I a) { return {_mm512_srai_epi16(a.v, 8)}; }                       // signed, bytes 1 and 3
+inline I low_bytes16(I a) { return {_mm512_srai_epi16(_mm512_slli_epi16(a.v, 8), 8)}; }  // signed, bytes 0 and 2
 inline I max_i(I a, I b) { return {_mm512_max_epi32(a.v, b.v)}; }
 inline int32_t max_of(I a) { return _mm512_reduce_max_epi32(a.v); }
 inline I bits(F x) { return {_mm512_castps_si512(x.v)}; }
@@ -72,7 +87,9 @@ inline int32_t four(const int8_t* p) {
 inline I dot2(I acc, I w, int32_t x) { return {_mm512_dpwssd_epi32(acc.v, w.v, _mm512_set1_epi32(x))}; }
 
 // 64 signed bytes -> the sum of the 4 in each lane
-inline I sums4(const int8_t* p) { return {_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), _mm512_loadu_si512(p))}; }
+inline I sums4(const int8_t* p) {
+    return {_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), _mm512_loadu_si512(p))};
+}
 
 constexpr int dots_per_part(int) { return 8; }
 using Part = I;
@@ -86,17 +103,18 @@ inline Sum add_scaled(Sum s, Part p, Scale scale) { return fma(to_float(p), scal
 inline F sum_float(Sum s) { return s; }
 inline I part_total(Part p) { return p; }
 
-inline void transpose(F r[16]) {  // 16 x 16
-    __m512 t[16];
-    for (int i = 0; i < 16; i += 4) {  // 4x4 blocks within 128-bit lanes
-        const __m512 a = _mm512_unpacklo_ps(r[i].v, r[i + 1].v), b = _mm512_unpackhi_ps(r[i].v, r[i + 1].v);
-        const __m512 c = _mm512_unpacklo_ps(r[i + 2].v, r[i + 3].v), d = _mm512_unpackhi_ps(r[i + 2].v, r[i + 3].v);
-        t[i] = _mm512_shuffle_ps(a, c, 0x44), t[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
-        t[i + 2] = _mm512_shuffle_ps(b, d, 0x44), t[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
-    }
-    for (int j = 0; j < 4; j++) {  // then the 4x4 of lanes: t[4 * block + j], lane l -> row 4 l + j
-        const __m512 a = _mm512_shuffle_f32x4(t[j], t[4 + j], 0x88), b = _mm512_shuffle_f32x4(t[8 + j], t[12 + j], 0x88);
-        const __m512 c = _mm512_shuffle_f32x4(t[j], t[4 + j], 0xdd), d = _mm512_shuffle_f32x4(t[8 + j], t[12 + j], 0xdd);
+// 16 x 16 in two steps: every four rows r[0..3] in turn (4 x 4 blocks within 128-bit lanes), then all sixteen
+inline void transpose_four(F* r) {
+    const __m512 a = _mm512_unpacklo_ps(r[0].v, r[1].v), b = _mm512_unpackhi_ps(r[0].v, r[1].v);
+    const __m512 c = _mm512_unpacklo_ps(r[2].v, r[3].v), d = _mm512_unpackhi_ps(r[2].v, r[3].v);
+    r[0].v = _mm512_shuffle_ps(a, c, 0x44), r[1].v = _mm512_shuffle_ps(a, c, 0xee);
+    r[2].v = _mm512_shuffle_ps(b, d, 0x44), r[3].v = _mm512_shuffle_ps(b, d, 0xee);
+}
+inline void transpose_fours(F* r) {
+    for (int j = 0; j < 4; j++) {  // lane l of r[j], r[4 + j], r[8 + j], r[12 + j] becomes row 4 l + j
+        const __m512 a = _mm512_shuffle_f32x4(r[j].v, r[4 + j].v, 0x88), c = _mm512_shuffle_f32x4(r[j].v, r[4 + j].v, 0xdd);
+        const __m512 b = _mm512_shuffle_f32x4(r[8 + j].v, r[12 + j].v, 0x88),
+                     d = _mm512_shuffle_f32x4(r[8 + j].v, r[12 + j].v, 0xdd);
         r[j].v = _mm512_shuffle_f32x4(a, b, 0x88), r[8 + j].v = _mm512_shuffle_f32x4(a, b, 0xdd);
         r[4 + j].v = _mm512_shuffle_f32x4(c, d, 0x88), r[12 + j].v = _mm512_shuffle_f32x4(c, d, 0xdd);
     }

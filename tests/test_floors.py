@@ -29,7 +29,7 @@ FLOORS = [
         "hub",
     },
     {"model", "cache"},
-    {"sampler", "speech", "engine"},
+    {"sampler", "speech", "draft", "engine"},
     {"bench"},
     {"completion", "session", "api", "cli", "__main__"},
 ]

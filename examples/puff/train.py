@@ -2,7 +2,7 @@
 
     python examples/puff/train.py --work WORK --minutes 95
 
-WORK is what data.py made. The time on the wall drives the schedule: warm up, hold, and fall to zero over the last fifth
+WORK is what data.py made. The time on the wall drives the schedule: warm up, hold, and fall to zero over the last half
 of --minutes, so that a machine that is slow or paused for a while only makes fewer steps of it. WORK/checkpoint.npz is
 written every few minutes and taken up again when the script is started again; export.py turns it into a GGUF file.
 """
@@ -36,7 +36,7 @@ CONFIG = Config(dim=256, n_layers=5, n_heads=8, n_kv_heads=4, head_dim=32, hidde
                 sliding_window=128, context=1024)  # fmt: skip
 BATCH = 4096  # tokens
 MUON, ADAM, WEIGHT_DECAY = 0.02, 3e-3, 0.1  # peak learning rates: matrices of the blocks | embedding, output, norms
-WARM_UP, DECAY = 60, 0.2  # steps the rates rise over; share of the time they fall in, when the books are left out
+WARM_UP, DECAY = 60, 0.5  # steps the rates rise over; share of the time they fall in, when the books are left out
 BOOKS = 0.3  # share of the books' passages that an epoch takes
 CHAT, TWICE = 0.3, 0.2  # share of the stories and fables that are asked for; of those, share that follow another one
 BOS, EOS, IGNORE = 1, 2, -100

@@ -34,9 +34,10 @@ class Model:
     Not thread-safe: one caller at a time, like a file object.
     """
 
-    def __init__(self, weights: Weights, config: Config, ops: Ops, context: int, kv: str,
+    def __init__(self, weights: Weights, config: Config, ops: Ops, context: int, kv: str, lookup: bool,
                  progress: Callable[[int, int], None] | None = None) -> None:  # fmt: skip
         self.weights, self.config, self.ops, self.context, self.kv = weights, config, ops, context, kv
+        self.lookup = lookup and ops.exact
         self.path = weights.path
         self.maybe_tokenizer = Tokenizer.of(weights)  # None: a folder without one works for ids
         if self.maybe_tokenizer and self.maybe_tokenizer.vocab_size > config.vocab_size:
@@ -124,7 +125,7 @@ class Model:
 
 def load(path: str | Path | None = None, *, window: int | str | None = None, context: int | None = None,
          kv: str = "f16", threads: int | None = None, backend: str = "cpu", device: str | None = None,
-         progress: Callable[[int, int], None] | None = None) -> Model:  # fmt: skip
+         lookup: bool = True, progress: Callable[[int, int], None] | None = None) -> Model:  # fmt: skip
     """Open a model and place it on a backend.
 
     path      a .gguf file (any part of a split one), a safetensors folder, a hub id, or None: the built-in model
@@ -133,6 +134,7 @@ def load(path: str | Path | None = None, *, window: int | str | None = None, con
     kv        how keys and values are kept: "f16", "q8_0" (half of it) or "f32"
     threads   for the cpu backend; None: one per core
     backend   "cpu" | "reference" | "torch"; device is torch's
+    lookup    read ahead what the text said before in the same place; the same text, sooner (cpu backend only)
     progress  called with (bytes placed, bytes in all)
     """
     weights = Weights.open(find(path))
@@ -143,7 +145,7 @@ def load(path: str | Path | None = None, *, window: int | str | None = None, con
         raise RequestError(f"kv is {kv!r}, expected one of {', '.join(KV_TYPES)}")
     context = context or config.context
     log.info("%s", plan(weights, config, context, kv))
-    return Model(weights, config, load_ops(backend, threads, device), context, kv, progress)
+    return Model(weights, config, load_ops(backend, threads, device), context, kv, lookup, progress)
 
 
 def plan(weights: Weights, config: Config, context: int, kv: str) -> str:

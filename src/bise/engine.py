@@ -9,11 +9,14 @@ import numpy as np
 
 from .cache import CHUNK, Cache
 from .config import Config
+from .draft import Draft
 from .errors import ContextError, RequestError
 from .model import Tap, forward
 from .ops import Ops
 from .sampler import Sampler
 from .weights import Parameters
+
+ROWS = 5  # tokens of one step that cost little more than one: the weights are read once for all of them
 
 
 @dataclass
@@ -31,6 +34,7 @@ class Request:
     read: int = 0  # tokens of the prompt that are in the cache
     reused: int = 0  # of these, how many were there before
     finish_reason: str | None = None  # "stop" | "length"
+    draft: Draft | None = None  # None: no guessing
 
     @property
     def pending(self) -> Sequence[int]:
@@ -41,10 +45,20 @@ class Request:
 
 
 class Engine:
-    """The loop around the forward pass. A request's tokens do not depend on the others in the batch."""
+    """The loop around the forward pass. A request's tokens do not depend on the others in the batch, nor on `lookup`:
+    whether the steps may read guesses ahead (draft.py). That holds to the bit on the cpu backend."""
 
-    def __init__(self, ops: Ops, config: Config, weights: Parameters, cache: Cache, tap: Tap | None = None) -> None:
-        self.ops, self.config, self.weights, self.cache, self.tap = ops, config, weights, cache, tap
+    def __init__(
+        self, ops: Ops, config: Config, weights: Parameters, cache: Cache, tap: Tap | None = None, lookup: bool = False
+    ) -> None:
+        self.ops, self.config, self.weights, self.cache, self.tap, self.lookup = (
+            ops,
+            config,
+            weights,
+            cache,
+            tap,
+            lookup,
+        )
         self.history: list[list[int]] = [[] for _ in cache.lengths]  # the ids whose keys each sequence holds
         self.running: list[Request] = []
 
@@ -58,20 +72,22 @@ class Engine:
             self.cache.rewind(request.sequence, 0)
         del history[shared:]
         request.read = request.reused = shared
+        request.draft = Draft(request.prompt) if self.lookup else None
         self.running.append(request)
 
     def step(self) -> list[Request]:
         """One forward pass for all running requests; the finished ones are returned and leave."""
-        parts = [(r, list(r.pending)) for r in self.running]
-        batch = self.cache.batch([(r.sequence, len(ids)) for r, ids in parts])
-        tokens = np.array([i for _, ids in parts for i in ids], np.int32)
-        logits = self.ops.numpy(forward(self.ops, self.config, self.weights, tokens, batch, self.tap))
+        parts = [(r, list(r.pending), self._guesses(r)) for r in self.running]
+        batch = self.cache.batch([(r.sequence, len(ids) + len(guesses)) for r, ids, guesses in parts])
+        tokens = np.array([i for _, ids, guesses in parts for i in ids + guesses], np.int32)
+        ends = (batch.spans[:, 1] + batch.spans[:, 2]).tolist()
+        batch.wanted = np.concatenate(
+            [np.arange(end - 1 - len(g), end) for end, (_, _, g) in zip(ends, parts, strict=True)]
+        )
+        logits = iter(self.ops.numpy(forward(self.ops, self.config, self.weights, tokens, batch, self.tap)))
         self.cache.advance(batch)
-        for (request, ids), row in zip(parts, logits, strict=True):
-            self.history[request.sequence] += ids
-            request.read = min(request.read + len(ids), len(request.prompt))
-            if request.read == len(request.prompt):
-                self._sample(request, row)
+        for request, ids, guesses in parts:
+            self._take(request, ids, guesses, [next(logits) for _ in (0, *guesses)])
         finished = [r for r in self.running if r.finish_reason]
         self.running = [r for r in self.running if not r.finish_reason]
         return finished
@@ -81,16 +97,44 @@ class Engine:
         if request in self.running:
             self.running.remove(request)
 
-    def _sample(self, request: Request, logits: np.ndarray) -> None:
-        token, logprob = request.sampler.sample(logits[: request.sampler.vocab_size], self.history[request.sequence])
+    def _guesses(self, request: Request) -> list[int]:
+        """What may follow the token that the request is about to read, where reading it ahead is nearly free."""
+        if request.draft is None or request.read < len(request.prompt):
+            return []
+        room = self.cache.context - len(self.history[request.sequence]) - 1
+        most = min(ROWS // len(self.running) - 1, request.max_tokens - len(request.tokens) - 1, room)
+        return request.draft.guess(most) if most > 0 else []
+
+    def _take(self, request: Request, ids: list[int], guesses: list[int], rows: list[np.ndarray]) -> None:
+        """The step has read `ids` and `guesses`; rows are the logits after the last id and after each guess. A guess
+        stands as long as it is what the model says; the rest is forgotten."""
+        history = self.history[request.sequence]
+        history += ids
+        request.read = min(request.read + len(ids), len(request.prompt))
+        if request.read < len(request.prompt):
+            return
+        right = 0
+        while self._sample(request, rows[right]) and right < len(guesses) and request.tokens[-1] == guesses[right]:
+            history.append(guesses[right])
+            right += 1
+        if guesses and request.draft:
+            request.draft.judge(len(guesses), right)
+            self.cache.rewind(request.sequence, len(history))
+
+    def _sample(self, request: Request, logits: np.ndarray) -> bool:
+        """Add one token, or end the request; True if it goes on."""
+        history = self.history[request.sequence]
+        token, logprob = request.sampler.sample(logits[: request.sampler.vocab_size], history)
         if token in request.stop_ids:
             request.finish_reason = "stop"
-            return
+            return False
         request.tokens.append(token)
         request.logprobs.append(logprob)
-        full = self.cache.lengths[request.sequence] >= self.cache.context
-        if full or len(request.tokens) >= request.max_tokens:
+        if request.draft:
+            request.draft.extend([token])
+        if len(history) >= self.cache.context or len(request.tokens) >= request.max_tokens:
             request.finish_reason = "length"
+        return request.finish_reason is None
 
     def _check(self, request: Request) -> None:
         n, context, vocab = len(request.prompt), self.cache.context, self.config.vocab_size

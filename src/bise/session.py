@@ -36,7 +36,7 @@ class Session:
         self._marks: list[int | None] = []  # tokens there were before each user turn, where that is still true
         self.busy = False
         cache = Cache(model.ops, model.config, 1, model.context, model.kv)
-        self._engine = Engine(model.ops, model.config, model.parameters, cache)
+        self._engine = Engine(model.ops, model.config, model.parameters, cache, lookup=model.lookup)
 
     def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Iterator[str]:
         """Go on with `prompt` (text or ids) after all that was said; yields pieces of text, each valid UTF-8."""
@@ -185,7 +185,7 @@ class Session:
     def _speak(
         self, request: Request, speech: Speech, progress: Callable[[int, int], None] | None
     ) -> Generator[str, None, None]:
-        pieces, clock = [], Clock()
+        pieces, clock, said = [], Clock(), 0
         if progress:
             progress(request.read, len(request.prompt))
         try:
@@ -194,8 +194,9 @@ class Session:
                 clock.tick(request)
                 if progress and len(request.tokens) <= 1:
                     progress(request.read, len(request.prompt))
-                if request.tokens and request.finish_reason != "stop":
-                    pieces.append(speech.push(request.tokens[-1]))
+                while said < len(request.tokens) and not speech.stopped:
+                    pieces.append(speech.push(request.tokens[said]))
+                    said += 1
                     if pieces[-1]:
                         yield pieces[-1]
             rest = speech.flush()
@@ -205,6 +206,7 @@ class Session:
         finally:
             self._engine.cancel(request)
             self.busy = False
+            del request.tokens[said:], request.logprobs[said:]  # what a step brought past the end was never said
             self.tokens = [*request.prompt, *request.tokens]
             reason = "stop" if speech.stopped else request.finish_reason or "length"
             self.last = Completion(

@@ -53,6 +53,7 @@ class Ops(Protocol):
     (sequence, first row in the flat batch, number of rows, position of the first row)."""
 
     name: str
+    exact: bool  # what one token sees is the same to the bit whatever else is in the step
 
     # placing things on the backend, once, at load
     def weight(self, tensor: QTensor) -> Weight:

@@ -25,6 +25,7 @@ class Cpu:
     """
 
     name = "cpu"
+    exact = True
 
     def __init__(self, threads: int | None = None, isa: str = "") -> None:
         self.verbs = _kernels.Verbs(threads or default_threads(), isa)

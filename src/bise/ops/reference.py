@@ -16,6 +16,7 @@ class Reference:
     """Weights are dequantised to float32, keys and values pass through the ring's type, sums are NumPy's."""
 
     name = "reference"
+    exact = False
 
     def weight(self, tensor: QTensor) -> np.ndarray:
         return tensor.dequantise()

@@ -20,6 +20,7 @@ class Torch:
     """Activations are float32; a product with a 16-bit weight is made in that weight's type."""
 
     name = "torch"
+    exact = False
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = torch.device(device)
