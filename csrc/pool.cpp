@@ -38,15 +38,24 @@ void wait_change(const std::atomic<X>& x, X old) {
 
 }  // namespace
 
+// One word says which call is on, how many tasks it has and which is next: a worker that wakes late takes a task of the
+// call that is on or none at all. So the caller waits for tasks, never for a worker that the system has not run yet.
+namespace ticket {
+constexpr int kBits = 20;
+constexpr uint64_t kMost = (uint64_t{1} << kBits) - 1;  // Pool::kMostTasks
+inline uint64_t of(uint64_t call, uint64_t tasks) { return call << 2 * kBits | tasks << kBits; }
+inline uint64_t next(uint64_t t) { return t & kMost; }
+inline uint64_t tasks(uint64_t t) { return t >> kBits & kMost; }
+}  // namespace ticket
+
 struct Pool::State {
     std::mutex turn;
-    alignas(64) std::atomic<uint32_t> call{0};  // grows by one per call; workers wait for it
-    alignas(64) std::atomic<int64_t> next{0};   // the next task to take
-    alignas(64) std::atomic<int32_t> busy{0};   // workers still in this call
-    int64_t tasks = 0;
-    Call fn = nullptr;
+    alignas(64) std::atomic<uint32_t> call{0};    // grows by one per call; workers wait for it
+    alignas(64) std::atomic<uint64_t> ticket{0};  // adding one takes a task
+    alignas(64) std::atomic<int64_t> left{0};     // tasks that are not done
+    Call fn = nullptr;                            // of the call that is on: read only by who holds one of its tasks
     const void* data = nullptr;
-    bool stop = false;
+    std::atomic<bool> stop{false};
     const int born = forks;
     std::vector<std::thread> workers;
 
@@ -60,14 +69,18 @@ struct Pool::State {
         for (auto& worker : workers) worker.join();
     }
     void take(int thread) {
-        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) fn(data, i, thread);
+        for (uint64_t t = ticket.load(std::memory_order_acquire); ticket::next(t) < ticket::tasks(t);) {
+            if (!ticket.compare_exchange_weak(t, t + 1, std::memory_order_acq_rel)) continue;
+            fn(data, static_cast<int64_t>(ticket::next(t)), thread);
+            if (left.fetch_sub(1, std::memory_order_acq_rel) == 1) left.notify_one();
+            t = ticket.load(std::memory_order_acquire);
+        }
     }
     void work(int thread) {
-        for (uint32_t seen = 0;; seen++) {
+        for (uint32_t seen = 0; !stop;) {
             wait_change(call, seen);
-            if (stop) return;
+            seen = call.load(std::memory_order_acquire);
             take(thread);
-            if (busy.fetch_sub(1, std::memory_order_acq_rel) == 1) busy.notify_one();
         }
     }
 };
@@ -82,13 +95,14 @@ void Pool::run_(int64_t tasks, Call call, const void* fn) {
     if (state_->born != forks) state_ = new State(threads_);
     State& s = *state_;
     const std::lock_guard<std::mutex> turn(s.turn);
-    s.tasks = tasks, s.fn = call, s.data = fn;
-    s.next.store(0, std::memory_order_relaxed);
-    s.busy.store(threads_ - 1, std::memory_order_relaxed);
+    s.fn = call, s.data = fn;
+    s.left.store(tasks, std::memory_order_relaxed);
+    s.ticket.store(ticket::of(s.call.load(std::memory_order_relaxed) + 1, static_cast<uint64_t>(tasks)),
+                   std::memory_order_release);
     s.call.fetch_add(1, std::memory_order_release);
     s.call.notify_all();
     s.take(0);
-    for (int32_t left; (left = s.busy.load(std::memory_order_acquire)) != 0;) wait_change(s.busy, left);
+    for (int64_t left; (left = s.left.load(std::memory_order_acquire)) != 0;) wait_change(s.left, left);
 }
 
 std::shared_ptr<Pool> Pool::shared(int threads) {

@@ -19,7 +19,7 @@ class Pool {
     // f must not throw. Safe to call from several threads (they take turns) and after a fork.
     template <class Fn>
     void run(int64_t tasks, const Fn& f) {
-        if (threads_ == 1 || tasks <= 1) {
+        if (threads_ == 1 || tasks <= 1 || tasks > kMostTasks) {
             for (int64_t i = 0; i < tasks; i++) f(i, 0);
             return;
         }
@@ -30,6 +30,7 @@ class Pool {
     static std::shared_ptr<Pool> shared(int threads);
 
   private:
+    static constexpr int64_t kMostTasks = (1 << 20) - 1;
     using Call = void (*)(const void*, int64_t, int);
     struct State;
     void run_(int64_t tasks, Call call, const void* fn);

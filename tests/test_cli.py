@@ -345,7 +345,7 @@ def test_info_reads_headers_only(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(Weights, "place", None)
     monkeypatch.setattr(Weights, "__getitem__", None)
-    assert about(Weights.open(tiny))["version"] == "a dense Llama shape"
+    assert about(Weights.open(tiny))["version"] == "Mistral's shape, in another size"
 
 
 def test_models_of_an_empty_cache(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

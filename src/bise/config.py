@@ -60,7 +60,7 @@ class Config:
             if self.rope_theta == 1_000_000.0:
                 return "Mistral 7B v0.3" if self.vocab_size >= 32_768 else "Mistral 7B v0.2"
         shape = (self.dim, self.n_layers, self.n_heads, self.n_kv_heads, self.hidden_dim)
-        return _LLAMAS.get(shape, "a dense Llama shape")
+        return _LLAMAS.get(shape, "Mistral's shape, in another size")
 
     @property
     def parameters(self) -> int:
