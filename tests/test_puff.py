@@ -15,7 +15,6 @@ import bise
 from bise.api import BUILT_IN
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "puff"
-DOG = [{"role": "user", "content": "Tell me a story about a dog named Tim."}]
 STORY = """\
 Once upon a time, there was a little boy named Sam. Sam had a small red boat. One day, he took his boat to the lake to
 play. The wind was strong and the boat went far away. Sam was very sad.
@@ -46,12 +45,14 @@ def data(scripts: None) -> ModuleType:
     return data
 
 
-def loss(model: bise.Model, text: str) -> float:
-    """Nats per token."""
-    ids = model.tokenizer.encode(text, bos=True)
-    logits = model.logits(ids[:-1]).astype(np.float64)
+def loss(model: bise.Model, text: str, asked: str = "") -> float:
+    """Nats per token of a text as it is, or as the answer to a request."""
+    messages = [{"role": "user", "content": asked}]
+    head = model.chat_format.encode(messages) if asked else model.tokenizer.encode("", bos=True)
+    answer = model.tokenizer.encode(text)
+    logits = model.logits([*head, *answer[:-1]])[-len(answer) :].astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)
-    return float(np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(logits)), ids[1:]]))
+    return float(np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(answer)), answer]))
 
 
 def test_shape(puff: bise.Model) -> None:
@@ -90,12 +91,22 @@ def test_it_uses_its_window(puff: bise.Model) -> None:
     assert loss(bise.load(window=8, kv="f32"), STORY) > loss(puff, STORY) + 0.1
 
 
-def test_a_request_is_answered_with_a_story_that_ends(puff: bise.Model) -> None:
-    for how in ({"temperature": 0.0}, {"temperature": 0.8, "top_p": 0.95, "seed": 5}):
-        told = puff.chat(DOG, max_tokens=600, **how)  # type: ignore[arg-type]
+@pytest.mark.parametrize("seed", range(4))
+def test_a_request_is_answered_with_a_story_that_ends(puff: bise.Model, seed: int) -> None:
+    session = puff.session()
+    for said in ("Tell me a story about a dog named Tim.", "Tell me a story."):
+        told = session.chat(said, max_tokens=500, temperature=0.7, top_p=0.9, seed=seed)
         assert told.finish_reason == "stop"
-        assert 40 < len(told.text.split()) < 500
-        assert "Tim" in told.text and "dog" in told.text
+        assert 30 < len(told.text.split()) < 400
+        assert told.text[0].isupper() and "INST" not in told.text
+
+
+def test_the_request_matters(puff: bise.Model) -> None:
+    """A story is likelier as the answer to the request for it than to another one."""
+    asked = {
+        s: loss(puff, STORY, f"Tell me a story about {s}.") for s in ("a boy named Sam", "a boat", "a cake", "a king")
+    }
+    assert max(asked["a boy named Sam"], asked["a boat"]) < min(asked["a cake"], asked["a king"])
 
 
 def test_training_computes_what_inference_computes(puff: bise.Model, scripts: None) -> None:
@@ -133,7 +144,7 @@ def test_case_comes_back(data: ModuleType) -> None:
 def test_requests_come_from_the_story(data: ModuleType) -> None:
     import random
 
-    story = "Once there was a brave cat named Tom. The cat saw a red ball. Then Tom took a ball."
+    story = "Once there was a brave cat named Tom. The cat saw a red ball. Then Tom took a ball. A ball is fun."
     about = data.Subjects([story] * 3).of(story)
     assert about[0] == "a brave cat named Tom" and "a red ball" in about and "Tom" in about
     said = {data.request("story", about, random.Random(i)) for i in range(200)}

@@ -25,6 +25,7 @@ OPENINGS = ["Once upon a time", "One day, a little girl named Lily", "The fox wa
 REQUESTS = ["Tell me a story.", "Tell me a story about a dog named Tim.", "Write a story about a red ball.",
             "Tell me a story about a dragon who is afraid of mice.", "Tell me a fable about a wolf and a lamb.",
             "What is the capital of France?"]  # fmt: skip
+WARM_UP = 60  # steps, as in train.py
 TURNS = ["Tell me a story about a cat.", "Tell me a story about a boat."]
 WARM: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95, "max_tokens": 400}
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 400}
@@ -86,7 +87,7 @@ def samples(model: bise.Model, copied: Copied) -> str:
     session = model.session()
     page += ["", "## Two requests in one conversation"]
     for turn in TURNS:
-        said = session.finish(session.stream(turn, **WARM, seed=1))
+        said = session.chat(turn, **WARM, seed=1)
         page += _sample(turn, f"warm, {copied.longest(said.text)} words", said.finish_reason, said.text)
     return "\n".join(page) + "\n"
 
@@ -108,8 +109,9 @@ def picture(metrics: Path, to: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     axes.plot(seen, [row["train"] for row in rows], label="training texts (with requests and books)", color="#b8b8b8")
     axes.plot(seen, [row["valid"] for row in rows], label="validation stories", color="#1f5a8a")
-    fall = next(row["tokens"] / 1e6 for row in rows if row["rate"] < 1 and row["step"] > 100)
-    axes.axvline(fall, color="#c06030", linewidth=0.8, linestyle=":", label="learning rate begins to fall")
+    fall = [row["tokens"] / 1e6 for row in rows if row["rate"] < 1 and row["step"] > WARM_UP]
+    if fall:
+        axes.axvline(fall[0], color="#c06030", linewidth=0.8, linestyle=":", label="learning rate begins to fall")
     axes.set(xlabel="million tokens seen", ylabel="loss, nats per token", ylim=(1, 4.5))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)

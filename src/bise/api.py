@@ -34,7 +34,7 @@ class Model:
     Not thread-safe: one caller at a time, like a file object.
     """
 
-    def __init__(self, weights: Weights, config: Config, ops: Ops, context: int, kv: str, lookup: bool,
+    def __init__(self, weights: Weights, config: Config, ops: Ops, context: int, kv: str, lookup: bool = True,
                  progress: Callable[[int, int], None] | None = None) -> None:  # fmt: skip
         self.weights, self.config, self.ops, self.context, self.kv = weights, config, ops, context, kv
         self.lookup = lookup and ops.exact

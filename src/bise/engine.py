@@ -51,14 +51,8 @@ class Engine:
     def __init__(
         self, ops: Ops, config: Config, weights: Parameters, cache: Cache, tap: Tap | None = None, lookup: bool = False
     ) -> None:
-        self.ops, self.config, self.weights, self.cache, self.tap, self.lookup = (
-            ops,
-            config,
-            weights,
-            cache,
-            tap,
-            lookup,
-        )
+        self.ops, self.config, self.weights, self.cache = ops, config, weights, cache
+        self.tap, self.lookup = tap, lookup
         self.history: list[list[int]] = [[] for _ in cache.lengths]  # the ids whose keys each sequence holds
         self.running: list[Request] = []
 

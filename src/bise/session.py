@@ -96,7 +96,7 @@ class Session:
         if not said:
             raise RequestError("nothing to undo: nobody has said anything yet")
         content = str(self.messages[said[-1]]["content"])
-        self.messages, mark = self.messages[: said[-1]], self._marks.pop()
+        self.messages, mark = self.messages[: said[-1]], self._marks.pop() if self._marks else None
         self.tokens = self.tokens[:mark] if mark is not None else []  # []: encoded anew when something is said
         return content
 
