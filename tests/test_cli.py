@@ -440,6 +440,27 @@ def test_a_reader_that_goes_away_is_no_error(tiny: Path) -> None:
     assert process.wait(60) in (0, 1) and err == b""
 
 
+def test_ctrl_c_is_not_lost_in_a_finaliser() -> None:
+    """Python prints and drops a KeyboardInterrupt that is raised inside __del__; the next check raises it again."""
+    from bise.cli.terminal import interruptible
+
+    class Forgotten:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    before, dropped, sys.unraisablehook = sys.unraisablehook, [], lambda lost: dropped.append(lost.exc_type)
+    try:
+        with pytest.raises(KeyboardInterrupt), interruptible() as check:
+            check()
+            del (lost := [Forgotten()])[0]
+            assert dropped == [KeyboardInterrupt] and not lost
+            check()
+    finally:
+        sys.unraisablehook = before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 PROMPT = "\x1b[?2004h"  # prompt_toolkit switches pasting of several lines on: it is ready to be typed at
 
 

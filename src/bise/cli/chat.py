@@ -103,14 +103,15 @@ class Chat:
 
     def say(self, content: str) -> None:
         """One message and its reply. Ctrl-C ends the reply where it is."""
-        from .terminal import Bar, note, say
+        from .terminal import Bar, interruptible, note, say
 
         last, stopped = "", False
         try:
-            with Bar("reading", "tokens") as bar:
+            with interruptible() as check, Bar("reading", "tokens") as bar:
                 for last in self.session.stream_chat(content, progress=bar, **self.options):
                     bar.close()
                     say(last)
+                    check()
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
