@@ -44,21 +44,17 @@ struct Scales6 {
 template <Type type>
 struct Packed;
 
-template <>
-struct Packed<Type::Q4_K> {
-    static constexpr int top = 15, per_scale = 8, offset = 0;  // largest quant, quants to a scale
+// What Q4_K and Q5_K share: float16 d[16], dmin[16]; words scales[3][16]; then the quants.
+struct WithMinima {
+    static constexpr int per_scale = 8, offset = 0;  // quants to a scale
     static constexpr bool has_minima = true;
     using Act = Act256;
-    const uint8_t* p;  // float16 d[16], dmin[16]; words scales[3][16]; words qs[32][16]
+    const uint8_t* p;
     Scales6 six;
-    Packed() = default;
-    BISE_INLINE explicit Packed(const uint8_t* block) : p(block), six(block + 64) {}
+    WithMinima() = default;
+    BISE_INLINE explicit WithMinima(const uint8_t* block) : p(block), six(block + 64) {}
     BISE_INLINE F d() const { return load_f16(reinterpret_cast<const uint16_t*>(p)); }
     BISE_INLINE F dmin() const { return load_f16(reinterpret_cast<const uint16_t*>(p) + 16); }
-    template <int j>
-    BISE_INLINE I quant() const {
-        return nibble(load_i(p + 256 + 64 * (j / 16 * 8 + j % 8)), j / 8 % 2);
-    }
     template <int g>
     BISE_INLINE I scale() const {
         return byte_of<g % 4>(six.scale[g / 4]);
@@ -70,16 +66,19 @@ struct Packed<Type::Q4_K> {
 };
 
 template <>
-struct Packed<Type::Q5_K> {
-    static constexpr int top = 31, per_scale = 8, offset = 0;
-    static constexpr bool has_minima = true;
-    using Act = Act256;
-    const uint8_t* p;  // as Q4_K, with words qh[8][16] before qs
-    Scales6 six;
-    Packed() = default;
-    BISE_INLINE explicit Packed(const uint8_t* block) : p(block), six(block + 64) {}
-    BISE_INLINE F d() const { return load_f16(reinterpret_cast<const uint16_t*>(p)); }
-    BISE_INLINE F dmin() const { return load_f16(reinterpret_cast<const uint16_t*>(p) + 16); }
+struct Packed<Type::Q4_K> : WithMinima {  // words qs[32][16]
+    static constexpr int top = 15;        // largest quant
+    using WithMinima::WithMinima;
+    template <int j>
+    BISE_INLINE I quant() const {
+        return nibble(load_i(p + 256 + 64 * (j / 16 * 8 + j % 8)), j / 8 % 2);
+    }
+};
+
+template <>
+struct Packed<Type::Q5_K> : WithMinima {  // words qh[8][16], qs[32][16]
+    static constexpr int top = 31;
+    using WithMinima::WithMinima;
     template <int j>
     BISE_INLINE I quant() const {
         constexpr int s = j / 8;  // its bit of qh
@@ -88,14 +87,6 @@ struct Packed<Type::Q5_K> {
             return or_i(low, and_i(shl<4 - s>(h), set1_i(0x10101010)));
         else
             return or_i(low, and_i(shr<s - 4>(h), set1_i(0x10101010)));
-    }
-    template <int g>
-    BISE_INLINE I scale() const {
-        return byte_of<g % 4>(six.scale[g / 4]);
-    }
-    template <int i>
-    BISE_INLINE I minima() const {
-        return six.minima<i>();
     }
 };
 

@@ -440,32 +440,12 @@ def test_a_reader_that_goes_away_is_no_error(tiny: Path) -> None:
     assert process.wait(60) in (0, 1) and err == b""
 
 
-def test_ctrl_c_is_not_lost_in_a_finaliser() -> None:
-    """Python prints and drops a KeyboardInterrupt that is raised inside __del__; the next check raises it again."""
-    from bise.cli.terminal import interruptible
-
-    class Forgotten:
-        def __del__(self) -> None:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-
-    before, dropped, sys.unraisablehook = sys.unraisablehook, [], lambda lost: dropped.append(lost.exc_type)
-    try:
-        with pytest.raises(KeyboardInterrupt), interruptible() as check:
-            check()
-            del (lost := [Forgotten()])[0]
-            assert dropped == [KeyboardInterrupt] and not lost
-            check()
-    finally:
-        sys.unraisablehook = before
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
 PROMPT = "\x1b[?2004h"  # prompt_toolkit switches pasting of several lines on: it is ready to be typed at
 
 
 class Terminal:
-    """A process that believes it talks to a person with a terminal of 80 x 24."""
+    """A process that believes it talks to a person with a terminal of 80 x 24. It is started with Ctrl-C ignored, as a
+    background job of a shell script is."""
 
     def __init__(self, *arguments: str | Path, **environment: str) -> None:
         self.keys, screen = pty.openpty()
@@ -473,10 +453,16 @@ class Terminal:
         environment = {**os.environ, "PYTHONPATH": SOURCE, "TERM": "xterm", "NO_COLOR": "1", **environment}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "bise", *map(str, arguments)], stdin=screen, stdout=screen, stderr=screen,
-            env=environment, preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
+            env=environment, preexec_fn=self._prepare,
         )  # fmt: skip
         os.close(screen)
         self.seen = ""
+
+    @staticmethod
+    def _prepare() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def type(self, keys: str) -> None:
         os.write(self.keys, keys.encode())

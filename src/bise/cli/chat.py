@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,6 +56,8 @@ def chat(
     from .terminal import listen
 
     listen(quiet)
+    if sys.stdin.isatty():  # shells start background jobs with Ctrl-C ignored; at a terminal it has to count
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     loaded = loading.open(model)
     settle_format(loaded, format)
     options = choosing.options(loaded, temperature)
@@ -103,15 +106,14 @@ class Chat:
 
     def say(self, content: str) -> None:
         """One message and its reply. Ctrl-C ends the reply where it is."""
-        from .terminal import Bar, interruptible, note, say
+        from .terminal import Bar, note, say
 
         last, stopped = "", False
         try:
-            with interruptible() as check, Bar("reading", "tokens") as bar:
+            with Bar("reading", "tokens") as bar:
                 for last in self.session.stream_chat(content, progress=bar, **self.options):
                     bar.close()
                     say(last)
-                    check()
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
