@@ -48,6 +48,15 @@ class Ring:
         return ("k", self.k, self.k_scale), ("v", self.v, self.v_scale)
 
 
+def numpy_ring(sequences: int, kv_heads: int, size: int, head_dim: int, kv: str) -> Ring:
+    """`Ops.ring` for the backends whose arrays are NumPy's."""
+    shape = (sequences, kv_heads, size, head_dim)
+    if kv == "q8_0":
+        scales = (sequences, kv_heads, size, head_dim // 32)
+        return Ring(*(np.zeros(shape, np.int8) for _ in "kv"), *(np.zeros(scales, np.float16) for _ in "kv"))
+    return Ring(*(np.zeros(shape, {"f32": np.float32, "f16": np.float16}[kv]) for _ in "kv"))
+
+
 class Ops(Protocol):
     """One backend. `spans` is an int32 array (S', 4), one row per sequence present in this step:
     (sequence, first row in the flat batch, number of rows, position of the first row)."""

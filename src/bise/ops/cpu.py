@@ -11,7 +11,7 @@ import numpy as np
 from .. import _kernels
 from ..errors import FormatError
 from ..quant import QTensor
-from . import Ring
+from . import Ring, numpy_ring
 
 F32 = np.float32
 NATIVE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")  # types whose bytes `embed` reads itself
@@ -47,11 +47,7 @@ class Cpu:
         return tensor
 
     def ring(self, sequences: int, kv_heads: int, size: int, head_dim: int, kv: str) -> Ring:
-        shape = (sequences, kv_heads, size, head_dim)
-        if kv != "q8_0":
-            return Ring(*(np.zeros(shape, {"f32": F32, "f16": np.float16}[kv]) for _ in "kv"))
-        scales = (*shape[:3], head_dim // 32)
-        return Ring(*(np.zeros(shape, np.int8) for _ in "kv"), *(np.zeros(scales, np.float16) for _ in "kv"))
+        return numpy_ring(sequences, kv_heads, size, head_dim, kv)
 
     def array(self, values: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(values)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..quant import QTensor
-from . import Ring
+from . import Ring, numpy_ring
 
 F32 = np.float32
 
@@ -24,11 +24,7 @@ class Reference:
     table = weight
 
     def ring(self, sequences: int, kv_heads: int, size: int, head_dim: int, kv: str) -> Ring:
-        shape = (sequences, kv_heads, size, head_dim)
-        if kv == "q8_0":
-            scales = (sequences, kv_heads, size, head_dim // 32)
-            return Ring(*(np.zeros(shape, np.int8) for _ in "kv"), *(np.zeros(scales, np.float16) for _ in "kv"))
-        return Ring(*(np.zeros(shape, {"f32": np.float32, "f16": np.float16}[kv]) for _ in "kv"))
+        return numpy_ring(sequences, kv_heads, size, head_dim, kv)
 
     def array(self, values: np.ndarray) -> np.ndarray:
         return np.asarray(values)
