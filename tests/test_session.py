@@ -57,6 +57,18 @@ print(c.prompt_tokens - c.reused_tokens, c.tokens)
     assert out.strip() == f"{here.prompt_tokens - here.reused_tokens} {here.tokens}"
 
 
+def test_a_step_broken_off_halfway_does_not_spoil_the_file(path: Path, tmp_path: Path) -> None:
+    """Ctrl-C after the cache has grown and before the history has."""
+    model = load(path)
+    session = model.session()
+    session.generate(LONG, max_tokens=5, ignore_eos=True)
+    cache = session._engine.cache
+    cache.advance(cache.batch([(0, 5)]))
+    session.save(tmp_path / "s")
+    again = Session.load(tmp_path / "s", model)
+    assert again.generate(" x", max_tokens=9).tokens == session.generate(" x", max_tokens=9).tokens
+
+
 def test_a_file_of_another_model_is_refused_with_the_reason(path: Path, tmp_path: Path) -> None:
     session = load(path).session()
     session.generate("hello", max_tokens=3)

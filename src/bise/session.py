@@ -114,6 +114,7 @@ class Session:
     def save(self, path: str | Path) -> None:
         """Write tokens, messages, keys and values to one file (a GGUF of its own kind), whole or not at all."""
         engine = self._engine
+        engine.cache.rewind(0, len(engine.history[0]))  # Ctrl-C may have come between the two growing
         about = {
             "model": str(Path(self.model.path).resolve()), "fingerprint": self.model.weights.fingerprint,
             "kv": self.model.kv, "window": self.model.config.sliding_window, "context": self.model.context,
