@@ -14,18 +14,18 @@ using namespace bise;
 
 namespace {
 
-constexpr const char* kTypeNames[kTypes] = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K"};
-constexpr const char* kOtherNames[kOthers] = {"Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS"};
+constexpr const char* kTypeNames[kTypes] = {"F32",    "F16",  "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0",  "Q5_1",
+                                            "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"};
 
 [[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
 void require(bool right, const char* message) {
     if (!right) refuse(message);
 }
 
-int index_of(const std::string& name, const char* const* names, int n) {
-    for (int i = 0; i < n; i++)
-        if (name == names[i]) return i;
-    return -1;
+Type type_of(const std::string& name) {
+    for (int i = 0; i < kTypes; i++)
+        if (name == kTypeNames[i]) return Type(i);
+    refuse("no kernel for type '" + name + "'");
 }
 
 // A C-contiguous array held for the length of a call.
@@ -165,22 +165,18 @@ class Verbs {
     int threads() const { return pool_->threads(); }
 
     Matrix* pack(const std::string& name, nb::handle bytes, i64 rows, i64 cols) const {
-        const int type = index_of(name, kTypeNames, kTypes), other = index_of(name, kOtherNames, kOthers);
-        if (type < 0 && other < 0) refuse("no kernel for type '" + name + "'");
+        const Type type = type_of(name);
         const Array data(bytes, "data", 'B');
-        const i64 block = type >= 0 ? block_columns(Type(type)) : block_columns(Other(other));
-        const i64 row =
-            check_sizes(name, rows, cols, block, type >= 0 ? row_bytes(Type(type), block) : row_bytes(Other(other), block));
+        const i64 block = block_columns(type), row = check_sizes(name, rows, cols, block, row_bytes(type, block));
         data.shape({rows * row});
         i64 sick;
         auto w = std::make_unique<Matrix>();
         {
             nb::gil_scoped_release free;
-            w->type = type >= 0 ? Type(type) : nearest(Other(other)), w->rows = rows, w->cols = cols;
+            w->type = type, w->rows = rows, w->cols = cols;
             w->panels = (rows + kRows - 1) / kRows, w->blocks = (cols + kColumns - 1) / kColumns;
             w->data = Buffer(static_cast<size_t>(w->panels * w->panel_bytes()));
-            sick =
-                type >= 0 ? bise::pack(*pool_, data.as<uint8_t>(), *w) : bise::pack(*pool_, Other(other), data.as<uint8_t>(), *w);
+            sick = bise::pack(*pool_, data.as<uint8_t>(), *w);
         }
         if (sick != kSound)
             refuse("row " + std::to_string(sick) + " holds a NaN or infinite " + (block == 1 ? "value" : "scale"));
@@ -188,10 +184,10 @@ class Verbs {
     }
 
     void embed(const std::string& name, nb::handle bytes, i64 rows, i64 cols, nb::handle ids, nb::handle out) const {
-        const int type = index_of(name, kTypeNames, kTypes);
-        if (type < 0) refuse("no kernel for type '" + name + "'");
+        const Type type = type_of(name);
+        if (!dequantises(type)) refuse("embed does not read type '" + name + "'");
         const Array data(bytes, "table", 'B'), tokens(ids, "tokens", 'i'), y(out, "out", 'f', true);
-        const i64 block = block_columns(Type(type)), row = check_sizes(name, rows, cols, block, row_bytes(Type(type), block));
+        const i64 block = block_columns(type), row = check_sizes(name, rows, cols, block, row_bytes(type, block));
         data.shape({rows * row});
         tokens.shape({-1});
         y.shape({tokens.size(0), cols});
@@ -202,7 +198,7 @@ class Verbs {
         }
         nb::gil_scoped_release free;
         for (i64 i = 0; i < tokens.size(0); i++) {
-            dequantise_row(Type(type), data.as<uint8_t>() + tokens.as<int32_t>()[i] * row, cols, y.as<float>() + i * cols);
+            dequantise_row(type, data.as<uint8_t>() + tokens.as<int32_t>()[i] * row, cols, y.as<float>() + i * cols);
         }
     }
 

@@ -72,10 +72,14 @@ void block(Type type, const uint8_t* p, float* y) {
             return q45_k(p, p + 16, p + 48, y);
         case Type::Q6_K:
             return q6_k(p, y);
+        default:
+            return;
     }
 }
 
 }  // namespace
+
+bool dequantises(Type t) { return is_float(t) || t == Type::Q8_0 || t == Type::Q4_0 || (t >= Type::Q4_K && t <= Type::Q6_K); }
 
 void dequantise_row(Type type, const uint8_t* row, i64 cols, float* out) {
     const i64 step = block_columns(type), bytes = row_bytes(type, step);

@@ -15,12 +15,16 @@ constexpr i64 kRows = 16;      // output rows interleaved in one panel: one int3
 constexpr i64 kColumns = 256;  // input columns in one packed block; rows are padded with zero blocks
 constexpr i64 kKeys = 32;      // keys in one attention tile
 
-enum class Type : int { F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K };
-constexpr int kTypes = 8;
+// floats, types with a scale per 32 columns, types by 256 columns
+enum class Type : int { F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS };
+constexpr int kTypes = 15;
+BISE_INLINE constexpr bool is_float(Type type) { return type <= Type::BF16; }
+BISE_INLINE constexpr bool by_256(Type type) { return type >= Type::Q2_K; }
 
-// Bytes of one packed block (16 rows x 256 columns). The same as in the file, but for Q6_K whose scale d grows to float32.
+// Bytes of one packed block (16 rows x 256 columns). The same as in the file, but for Q3_K and Q6_K whose scale d grows to
+// float32.
 BISE_INLINE constexpr i64 packed_bytes(Type type) {
-    constexpr i64 bytes[kTypes] = {16384, 8192, 8192, 4352, 2304, 2304, 2816, 3392};
+    constexpr i64 bytes[kTypes] = {16384, 8192, 8192, 4352, 2304, 2560, 2816, 3072, 2304, 1344, 1792, 2304, 2816, 3392, 2176};
     return bytes[static_cast<int>(type)];
 }
 
@@ -32,7 +36,7 @@ struct Matrix {
     Buffer data;         // panels * panel_bytes()
     // (always inlined: a copy compiled for one instruction set must not be the one that the linker keeps for all)
     BISE_INLINE i64 panel_bytes() const {
-        if (type <= Type::BF16) return (cols * (type == Type::F32 ? 64 : 32) + 63) / 64 * 64;
+        if (is_float(type)) return (cols * (type == Type::F32 ? 64 : 32) + 63) / 64 * 64;
         return blocks * packed_bytes(type);
     }
     BISE_INLINE const uint8_t* panel(i64 p) const { return data.bytes() + p * panel_bytes(); }
@@ -40,9 +44,9 @@ struct Matrix {
 };
 
 // 256 activations of one token as 8-bit integers, with the sums that the weights' offsets and minima need.
-// They lie as [block][padded(T)]. One scale per 256 for the K types, one per 32 for Q8_0 and Q4_0.
-constexpr i64 kFew = 4;  // up to here a kernel for exactly T columns; beyond, columns come in tiles that divide 8
-BISE_INLINE constexpr i64 padded(i64 T) { return T <= kFew ? T : (T + 7) / 8 * 8; }
+// They lie as [block][padded(T)]. One scale per 256 for the types by 256 columns, one per 32 for the others.
+constexpr i64 kFew = 4;  // up to here a kernel for 1, 2 or 4 columns; beyond, columns come in tiles
+BISE_INLINE constexpr i64 padded(i64 T) { return T <= 2 ? T : (T + 3) / 4 * 4; }
 struct alignas(64) Act256 {
     int8_t q[256];
     float d;
@@ -52,7 +56,7 @@ struct alignas(64) Act256 {
 };
 struct alignas(64) Act32 {
     int8_t q[256];
-    float d[8];
+    float d[8], sum[8];                // sum: d times the sum over 32
     int32_t offset8[8], offset128[8];  // -8 and -128 times the sum over 32
 };
 static_assert(sizeof(Act256) == 384 && sizeof(Act32) == 384);

@@ -1,7 +1,9 @@
 // Layouts in the file (the GGUF specification, one row of blocks after the other):
-//   Q8_0  f16 d; i8 q[32]                                             Q4_0  f16 d; u8 q[16] (low nibbles first half)
-//   Q4_K  f16 d, dmin; u8 scales[12]; u8 q[128]                       Q5_K  f16 d, dmin; u8 scales[12]; u8 qh[32]; u8 q[128]
-//   Q6_K  u8 ql[128]; u8 qh[64]; i8 scales[16]; f16 d
+//   Q8_0    f16 d; i8 q[32]                                     Q4_0, IQ4_NL  f16 d; u8 q[16] (low nibbles first half)
+//   Q5_0    f16 d; u32 fifth (bit i: column i); u8 q[16]        Q4_1, Q5_1    f16 d, m; the rest as Q4_0, Q5_0
+//   Q4_K    f16 d, dmin; u8 scales[12]; u8 q[128]               Q5_K          f16 d, dmin; u8 scales[12]; u8 qh[32]; u8 q[128]
+//   Q2_K    u8 scales[16]; u8 q[64]; f16 d, dmin                Q3_K          u8 hmask[32]; u8 q[64]; u8 scales[12]; f16 d
+//   Q6_K    u8 ql[128]; u8 qh[64]; i8 scales[16]; f16 d         IQ4_XS        f16 d; u16 high; u8 low[4]; u8 q[128]
 // In a panel the 4-byte words of 16 rows lie side by side, word by word; packed.h has the order of the parts.
 #include "pack.h"
 
@@ -19,34 +21,65 @@ bool half(const uint8_t* from, i64 r, uint8_t* to) {
     return sound_f16(read<uint16_t>(from));
 }
 
-bool pack_q4_k(const uint8_t* in, i64 r, uint8_t* out) {
-    const bool sound = half(in, r, out) & half(in + 2, r, out + 32);
-    words(in + 4, 3, r, out + 64);
-    words(in + 16, 32, r, out + 256);
+bool float_of_half(const uint8_t* from, i64 r, uint8_t* to) {
+    const float d = from_f16(read<uint16_t>(from));
+    std::memcpy(to + 4 * r, &d, 4);
+    return sound_f16(read<uint16_t>(from));
+}
+// bit 4 j + t of 32 becomes bit j of byte t
+uint32_t by_column(uint32_t fifth) {
+    uint32_t x = 0;
+    for (int i = 0; i < 32; i++) x |= (fifth >> i & 1) << (i % 4 * 8 + i / 4);
+    return x;
+}
+
+// 256 columns of one row
+bool pack_256(Type type, const uint8_t* in, i64 r, uint8_t* out) {
+    bool sound;
+    switch (type) {
+        case Type::Q2_K:
+            words(in, 4, r, out + 64);
+            words(in + 16, 16, r, out + 320);
+            return half(in + 80, r, out) & half(in + 82, r, out + 32);
+        case Type::Q3_K:
+            words(in + 96, 3, r, out + 64);
+            words(in, 8, r, out + 256);
+            words(in + 32, 16, r, out + 768);
+            return float_of_half(in + 108, r, out);
+        case Type::Q6_K:
+            words(in + 192, 4, r, out + 64);
+            words(in, 32, r, out + 320);
+            words(in + 128, 16, r, out + 2368);
+            return float_of_half(in + 208, r, out);
+        case Type::IQ4_XS:
+            sound = half(in, r, out);
+            half(in + 2, r, out + 32);  // not a float: the high bits of the scales
+            words(in + 4, 33, r, out + 64);
+            return sound;
+        default:  // Q4_K, Q5_K: scales, then quants
+            sound = half(in, r, out) & half(in + 2, r, out + 32);
+            words(in + 4, type == Type::Q4_K ? 35 : 43, r, out + 64);
+            return sound;
+    }
+}
+
+// columns 32 s to 32 s + 31 of one row
+bool pack_32(Type type, const uint8_t* in, i64 s, i64 r, uint8_t* out) {
+    const bool minima = type == Type::Q4_1 || type == Type::Q5_1, five = type == Type::Q5_0 || type == Type::Q5_1;
+    const int n = type == Type::Q8_0 ? 8 : 4;
+    bool sound = half(in, r, out + 32 * s);
+    in += 2, out += 256;
+    if (minima) {
+        sound &= half(in, r, out + 32 * s);
+        in += 2, out += 256;
+    }
+    if (five) {
+        const uint32_t fifth = by_column(read<uint32_t>(in));
+        std::memcpy(out + 64 * s + 4 * r, &fifth, 4);
+        in += 4, out += 512;
+    }
+    words(in, n, r, out + 64 * n * s);
     return sound;
-}
-bool pack_q5_k(const uint8_t* in, i64 r, uint8_t* out) {
-    const bool sound = half(in, r, out) & half(in + 2, r, out + 32);
-    words(in + 4, 3, r, out + 64);
-    words(in + 16, 8, r, out + 256);
-    words(in + 48, 32, r, out + 768);
-    return sound;
-}
-bool pack_q6_k(const uint8_t* in, i64 r, uint8_t* out) {
-    const float d = from_f16(read<uint16_t>(in + 208));
-    std::memcpy(out + 4 * r, &d, 4);
-    words(in + 192, 4, r, out + 64);
-    words(in, 32, r, out + 320);
-    words(in + 128, 16, r, out + 2368);
-    return sound_f16(read<uint16_t>(in + 208));
-}
-bool pack_q8_0(const uint8_t* in, i64 s, i64 r, uint8_t* out) {
-    words(in + 2, 8, r, out + 256 + 512 * s);
-    return half(in, r, out + 32 * s);
-}
-bool pack_q4_0(const uint8_t* in, i64 s, i64 r, uint8_t* out) {
-    words(in + 2, 4, r, out + 256 + 256 * s);
-    return half(in, r, out + 32 * s);
 }
 
 template <class X>
@@ -68,64 +101,32 @@ bool pack_row(Type type, const uint8_t* in, i64 cols, i64 r, uint8_t* out) {
     bool sound = true;
     for (i64 k = 0; k < cols; k += step, in += bytes) {
         uint8_t* block = out + k / kColumns * packed;
-        const i64 s = k % kColumns / 32;
-        switch (type) {
-            case Type::Q8_0:
-                sound &= pack_q8_0(in, s, r, block);
-                break;
-            case Type::Q4_0:
-                sound &= pack_q4_0(in, s, r, block);
-                break;
-            case Type::Q4_K:
-                sound &= pack_q4_k(in, r, block);
-                break;
-            case Type::Q5_K:
-                sound &= pack_q5_k(in, r, block);
-                break;
-            default:
-                sound &= pack_q6_k(in, r, block);
-        }
+        sound &= step == kColumns ? pack_256(type, in, r, block) : pack_32(type, in, k % kColumns / 32, r, block);
     }
     return sound;
 }
 
-// pack_one(row, lane, panel) -> sound, for every row, panels shared out over the pool
-template <class Fn>
-i64 pack_panels(Pool& pool, Matrix& w, Fn pack_one) {
-    std::atomic<i64> sick{w.rows};
-    pool.run(w.panels, [&](i64 p, int) {
-        for (i64 r = 0; r < kRows && kRows * p + r < w.rows; r++) {
-            if (pack_one(kRows * p + r, r, w.data.bytes() + p * w.panel_bytes())) continue;
-            i64 seen = sick;
-            while (kRows * p + r < seen && !sick.compare_exchange_weak(seen, kRows * p + r)) {
-            }
-        }
-    });
-    return sick == w.rows ? kSound : sick.load();
-}
-
 }  // namespace
 
-i64 block_columns(Type type) { return type <= Type::BF16 ? 1 : type <= Type::Q4_0 ? 32 : 256; }
+i64 block_columns(Type type) { return is_float(type) ? 1 : by_256(type) ? 256 : 32; }
 
 i64 row_bytes(Type type, i64 cols) {
-    constexpr i64 bytes[kTypes] = {4, 2, 2, 34, 18, 144, 176, 210};
+    constexpr i64 bytes[kTypes] = {4, 2, 2, 34, 18, 20, 22, 24, 18, 84, 110, 144, 176, 210, 136};
     return cols / block_columns(type) * bytes[static_cast<int>(type)];
 }
 
 i64 pack(Pool& pool, const uint8_t* file, Matrix& w) {
     const i64 bytes = row_bytes(w.type, w.cols);
-    return pack_panels(pool, w,
-                       [&](i64 row, i64 r, uint8_t* panel) { return pack_row(w.type, file + row * bytes, w.cols, r, panel); });
-}
-
-i64 pack(Pool& pool, Other type, const uint8_t* file, Matrix& w) {
-    const i64 bytes = row_bytes(type, w.cols), converted = row_bytes(w.type, w.cols);
-    return pack_panels(pool, w, [&](i64 row, i64 r, uint8_t* panel) {
-        const std::unique_ptr<uint8_t[]> line(new uint8_t[static_cast<size_t>(converted)]);
-        convert_row(type, file + row * bytes, w.cols, line.get());
-        return pack_row(w.type, line.get(), w.cols, r, panel);
+    std::atomic<i64> sick{w.rows};
+    pool.run(w.panels, [&](i64 p, int) {
+        for (i64 r = 0; r < kRows && kRows * p + r < w.rows; r++) {
+            const i64 row = kRows * p + r;
+            if (pack_row(w.type, file + row * bytes, w.cols, r, w.data.bytes() + p * w.panel_bytes())) continue;
+            for (i64 seen = sick; row < seen && !sick.compare_exchange_weak(seen, row);) {
+            }
+        }
     });
+    return sick == w.rows ? kSound : sick.load();
 }
 
 }  // namespace bise

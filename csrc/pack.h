@@ -15,16 +15,8 @@ i64 block_columns(Type type);
 // Fills w.data from `rows` x row_bytes. Returns the first row with a scale (or a float) that is NaN or infinite, or kSound.
 i64 pack(Pool& pool, const uint8_t* file, Matrix& w);
 
-// One row to float32, the same float operations as the specification in quant.py.
+// One row to float32, the same float operations as the specification in quant.py; of the types that `dequantises` names.
+bool dequantises(Type type);
 void dequantise_row(Type type, const uint8_t* row, i64 cols, float* out);
-
-// Types without a kernel: the type that a row is turned into on the way (Q8_0 or Q6_K), and how. -1 where the name is unknown.
-enum class Other : int { Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, IQ4_NL, IQ4_XS };
-constexpr int kOthers = 7;
-Type nearest(Other type);
-i64 row_bytes(Other type, i64 cols);
-i64 block_columns(Other type);
-void convert_row(Other type, const uint8_t* row, i64 cols, uint8_t* out);
-i64 pack(Pool& pool, Other type, const uint8_t* file, Matrix& w);
 
 }  // namespace bise

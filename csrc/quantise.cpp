@@ -77,6 +77,7 @@ void quantise32(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act32* out) {
             for (int s = 0; s < 8; s++) {
                 const int32_t sum = sums[2 * s] + sums[2 * s + 1];
                 a.offset8[s] = -8 * sum, a.offset128[s] = -128 * sum;
+                a.sum[s] = a.d[s] * static_cast<float>(sum);
             }
         });
     }

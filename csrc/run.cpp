@@ -23,8 +23,6 @@ uint8_t* scratch(int slot, size_t bytes) {
     return b.bytes();
 }
 
-bool k_type(Type t) { return t >= Type::Q4_K; }
-
 // Panels that one task takes, an even number (kernels take pairs): enough to stream for a while, few enough to share out
 // evenly, and with many tokens few enough for their bytes to stay in the second-level cache while the tokens pass.
 i64 panels_per_task(const Matrix& w, i64 T, int threads) {
@@ -42,8 +40,9 @@ void linear(const Kernels& k, Pool& pool, const float* x, i64 T, const std::vect
     const auto is = [&](bool (*type)(Type)) { return std::any_of(ws.begin(), ws.end(), [&](auto* w) { return type(w->type); }); };
     Act256* by256 = nullptr;
     Act32* by32 = nullptr;
-    if (is(k_type)) by256 = reinterpret_cast<Act256*>(scratch(0, sizeof(Act256) * static_cast<size_t>(padded(T) * blocks)));
-    if (is([](Type t) { return t == Type::Q8_0 || t == Type::Q4_0; })) {
+    if (is([](Type t) { return by_256(t); }))
+        by256 = reinterpret_cast<Act256*>(scratch(0, sizeof(Act256) * static_cast<size_t>(padded(T) * blocks)));
+    if (is([](Type t) { return !is_float(t) && !by_256(t); })) {
         by32 = reinterpret_cast<Act32*>(scratch(1, sizeof(Act32) * static_cast<size_t>(padded(T) * blocks)));
     }
     if (by256 || by32) {
@@ -62,9 +61,9 @@ void linear(const Kernels& k, Pool& pool, const float* x, i64 T, const std::vect
         size_t i = 0;
         while (task >= first[i + 1]) i++;
         const Matrix& w = *ws[i];
-        const void* input = w.type <= Type::BF16 ? static_cast<const void*>(x)
-                            : k_type(w.type)     ? static_cast<const void*>(by256)
-                                                 : by32;
+        const void* input = is_float(w.type) ? static_cast<const void*>(x)
+                            : by_256(w.type) ? static_cast<const void*>(by256)
+                                             : by32;
         const i64 p = (task - first[i]) * step[i];
         k.linear(w, input, T, p, std::min(w.panels, p + step[i]), ys[i]);
     });

@@ -5,7 +5,8 @@
 // Integer dot products: lane r of `dot` adds the products of the 4 bytes of lane r with 4 bytes of activations.
 //   Part   sums of a few dots          Sum    parts times their integer scales     Scale  one scale per lane
 //   kDots  how many dots of weights up to `top` a Part can hold
-// Where products add up in int16 (kNarrow, AVX2), a Part holds few dots and has no room for an offset.
+// Where products add up in int16 (kNarrow, AVX2), a Part holds few dots and has no room for an offset. Where the weights of a
+// dot have to be unsigned (kBiased), signed ones are 128 higher and the sum starts at -128 times the activations'.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -26,10 +27,13 @@
 namespace bise {
 namespace {
 
-// f(integral_constant<0>) ... f(integral_constant<n-1>), unrolled.
+template <int i>
+using Constant = std::integral_constant<int, i>;
+
+// f(Constant<0>) ... f(Constant<n-1>), unrolled.
 template <class Fn, int... i>
 BISE_INLINE void unroll_(Fn&& f, std::integer_sequence<int, i...>) {
-    (f(std::integral_constant<int, i>{}), ...);
+    (f(Constant<i>{}), ...);
 }
 template <int n, class Fn>
 BISE_INLINE void unroll(Fn&& f) {

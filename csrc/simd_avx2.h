@@ -5,8 +5,8 @@
 namespace bise {
 namespace {
 
-constexpr bool kNarrow = true;
-constexpr int kPanels = 1, kTile = 4;
+constexpr bool kNarrow = true, kBiased = false;
+constexpr int kPanels = 1, kTile = 4, kRest = 4;
 constexpr int kQueryRows = 2;
 constexpr int kHeads = 2, kVecs = 2;
 
@@ -95,6 +95,10 @@ inline I low_bytes16(I x) {
     x = BISE_EACH(I, _mm256_slli_epi16, 8);
     return high_bytes16(x);
 }
+inline I lookup(I nibbles, const int8_t* table) {  // each byte's entry of 16
+    const __m256i t = _mm256_broadcastsi128_si256(load4(table));
+    return {_mm256_shuffle_epi8(t, nibbles.a), _mm256_shuffle_epi8(t, nibbles.b)};
+}
 inline I max_i(I x, I y) { return BISE_BOTH(I, _mm256_max_epi32); }
 inline int32_t max_of(I x) {
     const __m256i s = _mm256_max_epi32(x.a, x.b);
@@ -153,12 +157,12 @@ inline Sum add_scaled(Sum s, Part p, Scale scale) { return settled(add_i(s, pair
 inline F sum_float(Sum s) { return to_float(s); }
 inline I part_total(Part p) { return pair_sums(p, set1_i(0x00010001)); }
 
-// signed weights: |w| times the activations with w's sign; only one product pair fits an int16, so it adds up in int32
-inline I dot_signed(I acc, I w, const int8_t* p) {
+// signed weights: |w| times the activations with w's sign; one pair of products fits an int16, so it is scaled at once
+inline I dot_signed(I acc, I w, const int8_t* p, Scale scale) {
     const __m256i x = _mm256_set1_epi32(four(p));
     const I product = {_mm256_maddubs_epi16(_mm256_abs_epi8(w.a), _mm256_sign_epi8(x, w.a)),
                        _mm256_maddubs_epi16(_mm256_abs_epi8(w.b), _mm256_sign_epi8(x, w.b))};
-    return settled(add_i(acc, part_total(product)));
+    return settled(add_i(acc, pair_sums(product, scale)));
 }
 
 // 16 x 16 in two steps: every four rows r[0..3] in turn (4 x 4 blocks within 128-bit lanes), then all sixteen

@@ -5,10 +5,10 @@
 namespace bise {
 namespace {
 
-constexpr bool kNarrow = false;
-constexpr int kPanels = 2, kTile = 4;  // panels x columns of activations per register tile
-constexpr int kQueryRows = 8;          // query rows per register tile of scores
-constexpr int kHeads = 4, kVecs = 4;   // query heads x 16-wide slices of D per register tile of values
+constexpr bool kNarrow = false, kBiased = true;
+constexpr int kPanels = 2, kTile = 6, kRest = 4;  // panels x columns of activations per register tile, and the last columns'
+constexpr int kQueryRows = 8;                     // query rows per register tile of scores
+constexpr int kHeads = 4, kVecs = 4;              // query heads x 16-wide slices of D per register tile of values
 
 struct F {
     __m512 v;
@@ -56,6 +56,10 @@ inline I zero_i() { return {_mm512_setzero_si512()}; }
 inline I and_i(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }
 inline I or_i(I a, I b) { return {_mm512_or_si512(a.v, b.v)}; }
 inline I xor_i(I a, I b) { return {_mm512_xor_si512(a.v, b.v)}; }
+inline I add_i(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline I lookup(I nibbles, const int8_t* table) {  // each byte's entry of 16
+    return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table))), nibbles.v)};
+}
 template <int n>
 inline I shr(I a) {
     return {_mm512_srli_epi32(a.v, n)};

@@ -5,8 +5,8 @@
 namespace bise {
 namespace {
 
-constexpr bool kNarrow = false;
-constexpr int kPanels = 1, kTile = 2;
+constexpr bool kNarrow = false, kBiased = true;
+constexpr int kPanels = 1, kTile = 2, kRest = 2;
 constexpr int kQueryRows = 2;
 constexpr int kHeads = 2, kVecs = 2;
 
@@ -96,6 +96,13 @@ inline F zero_where_less(F a, F b, F x) { return a < b ? F{} : x; }
 inline I and_i(I a, I b) { return a & b; }
 inline I or_i(I a, I b) { return a | b; }
 inline I xor_i(I a, I b) { return a ^ b; }
+inline I add_i(I a, I b) { return a + b; }
+inline I lookup(I nibbles, const int8_t* table) {  // each byte's entry of 16
+    uint8_t x[64];
+    std::memcpy(x, &nibbles, 64);
+    for (int i = 0; i < 64; i++) x[i] = static_cast<uint8_t>(table[x[i]]);
+    return load_i(x);
+}
 template <int n>
 inline I shr(I a) {
     return (I)((U)a >> n);

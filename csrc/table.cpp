@@ -5,7 +5,7 @@ namespace bise {
 namespace {
 
 void linear(const Matrix& w, const void* x, i64 T, i64 p0, i64 p1, float* y) {
-    return (w.type <= Type::BF16 ? BISE_ISA::linear_floats : BISE_ISA::linear_quants)(w, x, T, p0, p1, y);
+    return (is_float(w.type) ? BISE_ISA::linear_floats : BISE_ISA::linear_quants)(w, x, T, p0, p1, y);
 }
 
 #define BISE_STRING_(x) #x

@@ -34,8 +34,7 @@ class Cpu:
         return f"Cpu(threads={self.verbs.threads}, isa={self.verbs.isa!r})"
 
     def weight(self, tensor: QTensor) -> Any:
-        """A matrix of a type without a kernel becomes Q8_0 or Q6_K: exactly from Q5_0, IQ4_NL and Q3_K, to within
-        half a step from Q4_1, Q5_1, Q2_K and IQ4_XS. FormatError on a NaN or infinite scale."""
+        """A matrix becomes panels (ARCHITECTURE.md), a vector float32. FormatError on a NaN or infinite scale."""
         if len(tensor.shape) == 1:
             return np.ascontiguousarray(tensor.dequantise(), F32)
         try:
