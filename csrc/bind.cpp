@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <string>
 
+#include "checksum.h"
 #include "pack.h"
 #include "run.h"
 
@@ -170,17 +171,37 @@ class Verbs {
         const i64 block = block_columns(type), row = check_sizes(name, rows, cols, block, row_bytes(type, block));
         data.shape({rows * row});
         i64 sick;
-        auto w = std::make_unique<Matrix>();
+        auto w = std::make_unique<Matrix>(sized(type, rows, cols));
         {
             nb::gil_scoped_release free;
-            w->type = type, w->rows = rows, w->cols = cols;
-            w->panels = (rows + kRows - 1) / kRows, w->blocks = (cols + kColumns - 1) / kColumns;
             w->data = Buffer(static_cast<size_t>(w->panels * w->panel_bytes()));
             sick = bise::pack(*pool_, data.as<uint8_t>(), *w);
         }
         if (sick != kSound)
             refuse("row " + std::to_string(sick) + " holds a NaN or infinite " + (block == 1 ? "value" : "scale"));
         return w.release();
+    }
+
+    // Panels that `pack` made once, where they lie: the matrix keeps `bytes` alive and copies nothing.
+    Matrix* adopt(const std::string& name, nb::handle bytes, i64 rows, i64 cols) const {
+        const Type type = type_of(name);
+        auto data = std::make_unique<Array>(bytes, "panels", 'B');
+        const i64 block = block_columns(type);
+        check_sizes(name, rows, cols, block, row_bytes(type, block));
+        auto w = std::make_unique<Matrix>(sized(type, rows, cols));
+        data->shape({w->panels * w->panel_bytes()});
+        require(reinterpret_cast<uintptr_t>(data->as<void>()) % 64 == 0, "panels must be aligned to 64 bytes");
+        const uint8_t* begin = data->as<uint8_t>();
+        const size_t size = static_cast<size_t>(data->size(0));
+        w->data = Buffer(begin, size, [](void* held) { delete static_cast<Array*>(held); }, data.release());
+        return w.release();
+    }
+
+    uint64_t checksum(nb::handle bytes) const {
+        const Array data(bytes, "data", 'B');
+        data.shape({-1});
+        nb::gil_scoped_release free;
+        return bise::checksum(*pool_, data.as<uint8_t>(), data.size(0));
     }
 
     void embed(const std::string& name, nb::handle bytes, i64 rows, i64 cols, nb::handle ids, nb::handle out) const {
@@ -283,6 +304,9 @@ class Verbs {
     }
 
   private:
+    static Matrix sized(Type type, i64 rows, i64 cols) {
+        return {type, rows, cols, (rows + kRows - 1) / kRows, (cols + kColumns - 1) / kColumns, Buffer()};
+    }
     // bytes of one row; refuses sizes whose product could not be held
     static i64 check_sizes(const std::string& name, i64 rows, i64 cols, i64 block, i64 bytes) {
         if (rows < 1 || cols < 1 || cols % block || rows >= (i64{1} << 31) || cols >= (i64{1} << 31)) {
@@ -306,11 +330,18 @@ nb::tuple isas() {
 namespace {
 // an array argument; None passes nanobind and is refused (or understood) by the verb
 auto array(const char* name) { return nb::arg(name).none(); }
+
+// memoryview(matrix): its panels, read-only; the view keeps the matrix
+int view_panels(PyObject* self, Py_buffer* view, int flags) {
+    const Buffer& data = nb::inst_ptr<Matrix>(nb::handle(self))->data;
+    return PyBuffer_FillInfo(view, self, data.bytes(), static_cast<Py_ssize_t>(data.size()), 1, flags);
+}
+PyType_Slot matrix_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(view_panels)}, {0, nullptr}};
 }  // namespace
 
 NB_MODULE(_kernels, m) {
     m.doc() = "The CPU backend's kernels. bise.ops.cpu is their Python face.";
-    nb::class_<Matrix>(m, "Matrix", "A weight in panels of 16 rows, ready for `linear`.")
+    nb::class_<Matrix>(m, "Matrix", nb::type_slots(matrix_slots), "A weight in panels of 16 rows, ready for `linear`.")
         .def_ro("rows", &Matrix::rows)
         .def_ro("cols", &Matrix::cols)
         .def_prop_ro("type", [](const Matrix& w) { return kTypeNames[static_cast<int>(w.type)]; })
@@ -321,6 +352,9 @@ NB_MODULE(_kernels, m) {
         .def_prop_ro("threads", &Verbs::threads)
         .def("pack", &Verbs::pack, nb::rv_policy::take_ownership, nb::arg("type"), array("data"), nb::arg("rows"),
              nb::arg("cols"))
+        .def("adopt", &Verbs::adopt, nb::rv_policy::take_ownership, nb::arg("type"), array("panels"), nb::arg("rows"),
+             nb::arg("cols"))
+        .def("checksum", &Verbs::checksum, array("data"))
         .def("embed", &Verbs::embed, nb::arg("type"), array("table"), nb::arg("rows"), nb::arg("cols"), array("tokens"),
              array("out"))
         .def("linear", &Verbs::linear, array("x"), nb::arg("ws"), nb::arg("outs"))

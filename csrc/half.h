@@ -1,4 +1,4 @@
-// float16 and bfloat16 bits to float32 and back, in portable scalar code.
+// float16 and bfloat16 bits to float32, in portable scalar code.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -22,13 +22,6 @@ inline float from_f16(uint16_t h) {
 }
 inline float from_bf16(uint16_t h) { return float_of(static_cast<uint32_t>(h) << 16); }
 inline bool sound_f16(uint16_t h) { return (h & 0x7c00) != 0x7c00; }
-inline uint16_t to_f16(float value) {  // to nearest, ties to even
-    const uint32_t x = bits_of(value), sign = (x >> 16) & 0x8000, size = x & 0x7fffffff;
-    if (size > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
-    if (size >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);
-    if (size < 0x38800000) return static_cast<uint16_t>(sign | (bits_of(float_of(size) + 0.5f) - 0x3f000000));
-    return static_cast<uint16_t>(sign | ((size - 0x38000000 + 0xfff + ((size >> 13) & 1)) >> 13));
-}
 
 template <class X>
 inline X read(const uint8_t* p) {  // from any address

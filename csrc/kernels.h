@@ -33,7 +33,7 @@ struct Matrix {
     Type type;
     i64 rows, cols;
     i64 panels, blocks;  // ceil(rows / 16), ceil(cols / 256)
-    Buffer data;         // panels * panel_bytes()
+    Buffer data;         // panels * panel_bytes(), 64-byte aligned; its own, or a view of a mapped file
     // (always inlined: a copy compiled for one instruction set must not be the one that the linker keeps for all)
     BISE_INLINE i64 panel_bytes() const {
         if (is_float(type)) return (cols * (type == Type::F32 ? 64 : 32) + 63) / 64 * 64;

@@ -352,10 +352,32 @@ def test_models_of_an_empty_cache(cli: Cli, tmp_path: Path, monkeypatch: pytest.
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("BISE_CACHE", str(tmp_path / "packed"))
     assert cli("models") == ("", "no models here yet: bise models pull ORG/REPO\n", 0)
     assert cli("models", "list", "--json") == ("[]\n", "", 0)
     assert cli("models", "remove", "a/b").code == 2
     assert cli("models", "pull", "ab").err.startswith("bise: 'ab' is no hub id")
+
+
+@pytest.mark.skipif(BACKEND != "cpu", reason="packed weights are the cpu backend's")
+def test_packed_weights_are_kept_listed_and_removed(
+    cli: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("BISE_CACHE", str(tmp_path / "packed"))
+    first, second = (cli("generate", "eat", "-m", tiny, "-n", "5", "--keep-packed") for _ in range(2))
+    assert first.out == second.out == cli("generate", "eat", "-m", tiny, "-n", "5").out
+    assert "keeping packed weights" in first.err and "keeping" not in second.err
+    [row] = json.loads(cli("models", "list", "--json").out)
+    [path] = (tmp_path / "packed").iterdir()
+    assert row == {"id": str(tiny), "bytes": path.stat().st_size, "path": str(path), "files": 1, "packed": True}
+    assert "packed weights of" in cli("models").out
+    assert cli("models", "remove", tiny).err.startswith(f"removed the packed weights of {tiny}, ")
+    assert not path.exists() and tiny.exists() and cli("models", "remove", tiny).code == 2
+    refused = cli("generate", "eat", "-m", tiny, "--backend", "reference", "--keep-packed")
+    assert refused.code == 2 and refused.err.endswith("the cpu backend's: reference takes them as the file has them\n")
 
 
 def test_bench_prints_one_line_of_json(cli: Cli, tiny: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import time
 
 import numpy as np
 import pytest
 
+import bise
 from bise import _kernels
 from bise.errors import FormatError
 from bise.ops import Ring
+from bise.ops import cpu as cpu_backend
 from bise.ops.cpu import Cpu, default_threads
 from bise.ops.reference import Reference
 from bise.quant import TYPES, QTensor
@@ -356,3 +360,123 @@ def test_the_pool_survives_a_fork_and_many_owners():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     for n in (2, 3, 2, 5):
         assert np.array_equal(Cpu(n).linear(x, matrix), want)
+
+
+# packed weights from elsewhere
+
+
+def test_checksum_sees_every_byte() -> None:
+    rng = np.random.default_rng(0)
+    ops = [Cpu(threads) for threads in (1, 2, 3)]
+    for size in (1, 7, 8, 63, 64, 65, 4096, (1 << 18) - 1, 1 << 18, (1 << 18) + 1, 1_000_003):
+        data = rng.integers(0, 256, size, np.uint8)
+        want = ops[0].verbs.checksum(data)
+        assert {o.verbs.checksum(data) for o in ops} == {want}
+        for at in {0, size - 1, *rng.integers(0, size, 20).tolist()}:
+            data[at] ^= 1 << int(rng.integers(8))
+            assert ops[1].verbs.checksum(data) != want
+            want = ops[1].verbs.checksum(data)
+        assert ops[0].verbs.checksum(np.append(data, np.uint8(0))) != want
+    assert ops[0].verbs.checksum(np.zeros(0, np.uint8)) != ops[0].verbs.checksum(np.zeros(1, np.uint8))
+
+
+def test_checksum_sees_order_and_top_bits() -> None:
+    """Words exchanged in one lane, and the highest bit of two words of a lane: what a sum or a bare product overlooks."""
+    verbs, words = Cpu(1).verbs, np.arange(1, 65, dtype=np.uint64)
+    sums = {verbs.checksum(words.view(np.uint8))}
+    for a, b in ((0, 8), (0, 1), (8, 56)):
+        words[[a, b]] = words[[b, a]]
+        sums.add(verbs.checksum(words.view(np.uint8)))
+        words[[a, b]] ^= np.uint64(1 << 63)
+        sums.add(verbs.checksum(words.view(np.uint8)))
+    assert len(sums) == 7
+
+
+def aligned(matrix, shift: int = 0) -> np.ndarray:
+    """The matrix's panels in memory of our own, `shift` bytes past a multiple of 64."""
+    memory = np.zeros(matrix.nbytes + 128, np.uint8)
+    at = -memory.ctypes.data % 64 + shift
+    memory[at : at + matrix.nbytes] = np.frombuffer(matrix, np.uint8)
+    return memory[at : at + matrix.nbytes]
+
+
+@pytest.mark.parametrize("type", [*TYPES])
+def test_adopted_panels_are_the_packed_ones(ops, type):
+    packed, x = ops.weight(blocks(type, 50, 512)), normal(5, 512)
+    matrix = ops.verbs.adopt(packed.type, aligned(packed), 50, 512)
+    assert (matrix.type, matrix.rows, matrix.cols, matrix.nbytes) == (packed.type, 50, 512, packed.nbytes)
+    assert np.array_equal(ops.linear(x, matrix), ops.linear(x, packed))
+    assert memoryview(matrix).readonly and bytes(memoryview(matrix)) == bytes(memoryview(packed))
+
+
+def test_adopt_checks_what_it_is_given(ops):
+    verbs, packed = ops.verbs, ops.weight(blocks("F32", 17, 5))
+    good = aligned(packed)
+    wrong = [
+        ("F31", good, 17, 5), ("Q5_1", good, 17, 32), ("Q8_0", good, 17, 5), ("F32", good, 33, 5), ("F32", good, 17, 6),
+        ("F32", good, 0, 5), ("F32", good, -17, 5), ("F32", good, 1 << 40, 1 << 40), ("F32", good[1:], 17, 5),
+        ("F32", good.reshape(2, -1), 17, 5), ("F32", good[::-1], 17, 5), ("F32", aligned(packed, 32), 17, 5),
+        ("F32", good.view(F32), 17, 5), ("F32", None, 17, 5),
+    ]  # fmt: skip
+    verbs.adopt("F32", good, 17, 5)
+    for arguments in wrong:
+        with pytest.raises((ValueError, TypeError)):
+            verbs.adopt(*arguments)
+    for data in (None, good.view(F32), good[::2], good.reshape(2, -1)):
+        with pytest.raises((ValueError, TypeError)):
+            verbs.checksum(data)
+
+
+def test_a_matrix_keeps_what_it_adopted_and_a_view_keeps_the_matrix():
+    packed, verbs = Cpu(1).weight(blocks("F32", 17, 5)), Cpu(1).verbs
+    held = mmap.mmap(-1, packed.nbytes)
+    held[:] = bytes(memoryview(packed))
+    view = memoryview(verbs.adopt("F32", np.frombuffer(held, np.uint8), 17, 5))
+    with pytest.raises(BufferError):
+        held.close()
+    assert bytes(view) == bytes(memoryview(packed))
+    view.release()
+    held.close()
+
+
+# threads
+
+
+def test_an_idle_model_uses_no_cores():
+    model = bise.load(threads=4)
+    assert len(model.generate("Once upon a time", max_tokens=20).tokens) == 20
+    time.sleep(0.01)  # workers look out for another call for a moment
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.005
+
+
+@pytest.mark.parametrize(
+    ("files", "threads"),
+    [
+        ({}, 8),
+        ({"topology": "siblings"}, 4),  # two hardware threads to a core
+        ({"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/cpu.max": "max 100000"}, 8),
+        ({"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/cpu.max": "300000 100000"}, 3),
+        ({"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/cpu.max": "250000 100000"}, 2),
+        ({"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/cpu.max": "5000 100000"}, 1),
+        ({"/proc/self/cgroup": "0::/a/b", "/sys/fs/cgroup/a/cpu.max": "300000 100000"}, 3),
+        ({"/proc/self/cgroup": "0::/a/b", "/sys/fs/cgroup/a/cpu.max": "300000 100000",
+          "/sys/fs/cgroup/a/b/cpu.max": "200000 100000", "/sys/fs/cgroup/cpu.max": "900000 100000"}, 2),
+        ({"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/cpu.max": "nonsense 0"}, 8),
+        ({"/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000", "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 2),
+        ({"/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 8),
+    ],
+)  # fmt: skip
+def test_default_threads_keep_to_the_affinity_and_the_quota(monkeypatch, files, threads):
+    def read(path: str) -> str:
+        if "topology" in path and "topology" in files:
+            cpu = int(path.split("/cpu/cpu")[1].split("/")[0])
+            return f"{cpu % 4},{cpu % 4 + 4}"
+        return files.get(path, "")
+
+    monkeypatch.setattr(cpu_backend, "_read", read)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert default_threads() == threads
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3})
+    assert default_threads() == 1

@@ -18,6 +18,7 @@ FLOORS = [
         "gguf",
         "safetensors",
         "weights",
+        "panels",
         "protobuf",
         "vocab",
         "tokenizer",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import panels
 from .cache import cache_bytes, whole
 from .chat import ChatFormat
 from .completion import Completion, Options
@@ -35,7 +36,7 @@ class Model:
     """
 
     def __init__(self, weights: Weights, config: Config, ops: Ops, context: int, kv: str, lookup: bool = True,
-                 progress: Callable[[int, int], None] | None = None) -> None:  # fmt: skip
+                 progress: Callable[[int, int], None] | None = None, keep_packed: bool = False) -> None:  # fmt: skip
         self.weights, self.config, self.ops, self.context, self.kv = weights, config, ops, context, kv
         self.lookup = lookup and ops.exact
         self.path = weights.path
@@ -46,7 +47,7 @@ class Model:
                 f"{config.vocab_size:,} rows: another model's tokenizer"
             )
         self._chat_format = ChatFormat.of(weights, self.maybe_tokenizer) if self.maybe_tokenizer else None
-        self.parameters = weights.place(ops, progress)
+        self.parameters = panels.place(weights, ops, progress) if keep_packed else weights.place(ops, progress)
         self._scratch: Session | None = None
 
     @property
@@ -125,17 +126,20 @@ class Model:
 
 def load(path: str | Path | None = None, *, window: int | str | None = None, context: int | None = None,
          kv: str = "f16", threads: int | None = None, backend: str = "cpu", device: str | None = None,
-         lookup: bool = True, progress: Callable[[int, int], None] | None = None) -> Model:  # fmt: skip
+         lookup: bool = True, keep_packed: bool = False,
+         progress: Callable[[int, int], None] | None = None) -> Model:  # fmt: skip
     """Open a model and place it on a backend.
 
-    path      a .gguf file (any part of a split one), a safetensors folder, a hub id, or None: the built-in model
-    window    sliding window in tokens, or "none" for full attention; None: as the model was made
-    context   the most tokens of one sequence; None: as the model was made
-    kv        how keys and values are kept: "f16", "q8_0" (half of it) or "f32"
-    threads   for the cpu backend; None: one per core
-    backend   "cpu" | "reference" | "torch"; device is torch's
-    lookup    read ahead what the text said before in the same place; the same text, sooner (cpu backend only)
-    progress  called with (bytes placed, bytes in all)
+    path         a .gguf file (any part of a split one), a safetensors folder, a hub id, or None: the built-in model
+    window       sliding window in tokens, or "none" for full attention; None: as the model was made
+    context      the most tokens of one sequence; None: as the model was made
+    kv           how keys and values are kept: "f16", "q8_0" (half of it) or "f32"
+    threads      for the cpu backend; None: one per core
+    backend      "cpu" | "reference" | "torch"; device is torch's
+    lookup       read ahead what the text said before in the same place; the same text, sooner (cpu backend only)
+    keep_packed  keep the weights on disk as the cpu backend lays them out, about the model's size again, in BISE_CACHE
+                 or ~/.cache/bise: the next load maps that file (cpu backend only; `bise models remove` deletes it)
+    progress     called with (bytes placed, bytes in all)
     """
     weights = Weights.open(find(path))
     config = _windowed(weights.config, window)
@@ -145,7 +149,7 @@ def load(path: str | Path | None = None, *, window: int | str | None = None, con
         raise RequestError(f"kv is {kv!r}, expected one of {', '.join(KV_TYPES)}")
     context = context or config.context
     log.info("%s", plan(weights, config, context, kv))
-    return Model(weights, config, load_ops(backend, threads, device), context, kv, lookup, progress)
+    return Model(weights, config, load_ops(backend, threads, device), context, kv, lookup, progress, keep_packed)
 
 
 def plan(weights: Weights, config: Config, context: int, kv: str) -> str:

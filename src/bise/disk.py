@@ -30,21 +30,23 @@ _KINDS = {
 
 
 class Mapped:
-    """A regular file, mapped read-only: `data` is (size,) uint8, and nothing is read until it is touched."""
+    """A regular file, mapped read-only: `data` is (size,) uint8, and nothing is read until it is touched.
+    changed is the time of its last change when it was opened, nanoseconds since 1970."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises FormatError for anything but a readable regular file with at least one byte."""
         self.path = Path(path)
         fd = _open_regular(self.path)
         try:
-            if os.fstat(fd).st_size == 0:
+            status = os.fstat(fd)
+            if status.st_size == 0:
                 raise FormatError(f"{self.path}: the file is empty (0 bytes): download it again")
             self._map = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise FormatError(f"{self.path}: cannot be mapped: {error}") from None
         finally:
             os.close(fd)
-        self.size = len(self._map)
+        self.size, self.changed = len(self._map), status.st_mtime_ns
         self.data: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
 
     def forget(self, part: np.ndarray) -> None:

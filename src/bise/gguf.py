@@ -227,7 +227,7 @@ class GGUF:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.tensors: dict[str, QTensor] = {}
-        self._files: dict[str, Mapped] = {}  # by tensor name
+        self.files: dict[str, Mapped] = {}  # by tensor name
         header = self._add(self.path)
         self.keys = header.keys
         if len(parts := _parts(self.path, header.keys)) > 1:
@@ -235,7 +235,7 @@ class GGUF:
 
     def forget(self, name: str) -> None:
         """Drop the tensor's pages from this process's memory; they are read again if touched."""
-        self._files[name].forget(self.tensors[name].data)
+        self.files[name].forget(self.tensors[name].data)
 
     def _add(self, path: Path) -> Header:
         file = Mapped(path)
@@ -244,11 +244,11 @@ class GGUF:
             if name in self.tensors:
                 raise FormatError(f"{path}: tensor {name!r} is in another part too")
             self.tensors[name] = QTensor(place.type, place.shape, file.data[place.begin : place.begin + place.nbytes])
-            self._files[name] = file
+            self.files[name] = file
         return header
 
     def _open_parts(self, parts: list[Path]) -> None:
-        self.tensors, self._files = {}, {}
+        self.tensors, self.files = {}, {}
         headers = [self._add(part) for part in parts]
         for number, (part, header) in enumerate(zip(parts, headers, strict=True)):
             found = header.keys.get("split.no"), header.keys.get("split.count")

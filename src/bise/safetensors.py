@@ -144,6 +144,7 @@ class Safetensors(Mapping[str, QTensor]):
 
     metadata   the strings under __metadata__ (the first shard's)
     places     name -> Place, for types and shapes without making a tensor
+    files      the same name -> the file it lies in
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -151,7 +152,7 @@ class Safetensors(Mapping[str, QTensor]):
         self.path = Path(path)
         self.metadata: dict[str, str] = {}
         self.places: dict[str, Place] = {}
-        self._files: dict[str, Mapped] = {}  # by tensor name
+        self.files: dict[str, Mapped] = {}
         if self.path.suffix == ".json":
             self._open_index()
         else:
@@ -161,7 +162,7 @@ class Safetensors(Mapping[str, QTensor]):
         place = self.places[name]
         if place.type not in READ:
             raise UnsupportedError(f"{self.path}: tensor {name!r} is {place.type}, bise reads {', '.join(READ)}")
-        return QTensor(place.type, place.shape, self._files[name].data[place.begin : place.end])
+        return QTensor(place.type, place.shape, self.files[name].data[place.begin : place.end])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
@@ -172,7 +173,7 @@ class Safetensors(Mapping[str, QTensor]):
     def forget(self, name: str) -> None:
         """Drop the tensor's pages from this process's memory; they are read again if touched."""
         place = self.places[name]
-        self._files[name].forget(self._files[name].data[place.begin : place.end])
+        self.files[name].forget(self.files[name].data[place.begin : place.end])
 
     def _add(self, path: Path) -> dict[str, Place]:
         file = Mapped(path)
@@ -182,7 +183,7 @@ class Safetensors(Mapping[str, QTensor]):
                 raise FormatError(f"{path}: tensor {name!r} is in another shard too")
         self.metadata = self.metadata or header.metadata
         self.places.update(header.tensors)
-        self._files.update(dict.fromkeys(header.tensors, file))
+        self.files.update(dict.fromkeys(header.tensors, file))
         return header.tensors
 
     def _open_index(self) -> None:

@@ -13,11 +13,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from . import names
 from .config import Config
-from .disk import PICKLE
+from .disk import PICKLE, Mapped
 from .errors import BiseError, FormatError, UnsupportedError
 from .gguf import GGUF
 from .quant import Planned, QTensor, made
@@ -134,6 +135,11 @@ class Weights(Mapping[str, QTensor]):
         return dict(sorted(found.items(), key=lambda item: -item[1][1]))
 
     @property
+    def files(self) -> list[Mapped]:
+        """The files that the tensors lie in: the parts of a split model, in order."""
+        return list(dict.fromkeys(self._source.files.values()))
+
+    @property
     def fingerprint(self) -> str:
         """Hex SHA-256 of the configuration, all names, types and shapes, and both ends of every tensor: cheap, and
         different for different models; it is not a checksum of every byte."""
@@ -151,18 +157,22 @@ class Weights(Mapping[str, QTensor]):
         """Drop the tensor's pages from this process's memory; they are read again if touched."""
         self._source.forget(self._spelled[name])
 
-    def place(self, ops: Ops, progress: Progress | None = None) -> Parameters:
-        """Hand every tensor to the backend, one at a time. progress is called with (bytes done, bytes in all).
-        FormatError for a tensor with NaN or infinite scales."""
+    def place(
+        self, ops: Ops, progress: Progress | None = None, ready: Mapping[str, Any] = MappingProxyType({})
+    ) -> Parameters:
+        """Hand every tensor to the backend, one at a time, but for those that are `ready` there, by name.
+        progress is called with (bytes done, bytes in all). FormatError for a tensor with NaN or infinite scales."""
         done, total = 0, self.nbytes
 
         def placed(name: str, put: Callable[[QTensor], Any] = ops.weight) -> Any:
             nonlocal done
-            tensor = self[name]
-            self._check_values(name, tensor)
-            weight = put(tensor)
-            self.forget(name)
-            done += tensor.nbytes
+            weight = ready.get(name)
+            if weight is None:
+                tensor = self[name]
+                self._check_values(name, tensor)
+                weight = put(tensor)
+                self.forget(name)
+            done += self._entries[name].nbytes
             if progress:
                 progress(done, total)
             return weight
@@ -172,7 +182,10 @@ class Weights(Mapping[str, QTensor]):
             Layer(**{part: placed(f"blk.{i}.{part}") for part in names.LAYER}) for i in range(self.config.n_layers)
         ]
         norm = placed("output_norm")
-        output = ops.weight(self["token_embd"]) if self.tied else placed("output")
+        if self.tied:
+            output = ready["output"] if "output" in ready else ops.weight(self["token_embd"])
+        else:
+            output = placed("output")
         self.forget("token_embd")
         return Parameters(table, layers, norm, output)
 

@@ -21,6 +21,7 @@ EXAMPLES = """[bold]Examples[/]
 
 Files lie in the cache that all programs of the Hugging Face hub share. HF_HUB_CACHE moves it,
 HF_ENDPOINT names another hub, HF_TOKEN opens private models, HF_HUB_OFFLINE=1 forbids the network.
+Packed weights, which --keep-packed leaves behind, lie in ~/.cache/bise; BISE_CACHE moves them.
 """
 
 models = typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
@@ -39,23 +40,30 @@ def default(context: typer.Context) -> None:
 
 @models.command("list")
 def show(json: Annotated[bool, option(None, "--json", help="Print one JSON array.")] = False) -> None:
-    """Show the models that are here, with their sizes."""
-    import time
+    """Show the models that are here, and what --keep-packed has left, with their sizes."""
+    import json as writer
 
     from ..hub import held
+    from ..panels import kept
     from .terminal import note, print_table, size
 
-    found = held()
+    models, packed = held(), kept()
     if json:
-        import json as writer
-
-        rows = [{"id": m.id, "bytes": m.nbytes, "path": str(m.path), "files": len(m.files)} for m in found]
+        rows = [
+            {"id": m.id, "bytes": m.nbytes, "path": str(m.path), "files": len(m.files), "packed": False} for m in models
+        ]
+        rows += [
+            {"id": str(p.model or p.path), "bytes": p.nbytes, "path": str(p.path), "files": 1, "packed": True}
+            for p in packed
+        ]
         print(writer.dumps(rows))
-    elif found:
-        used = [time.strftime("%Y-%m-%d", time.localtime(m.used)) for m in found]
-        lines = [[m.id, size(m.nbytes), day] for m, day in zip(found, used, strict=True)]
-        print_table(["model", ">size", "last read"], lines)
-    else:
+        return
+    if models:
+        print_table(["model", ">size", "last read"], [[m.id, size(m.nbytes), _day(m.used)] for m in models])
+    if packed:
+        lines = [[str(p.model or f"{p.path} (damaged)"), size(p.nbytes), _day(p.used)] for p in packed]
+        print_table(["packed weights of", ">size", "last read"], lines)
+    if not models and not packed:
         note("no models here yet: bise models pull ORG/REPO")
 
 
@@ -77,8 +85,18 @@ def pull(id: Annotated[str, typer.Argument(metavar="ID", help=ID)]) -> None:
 def remove(
     id: Annotated[str, typer.Argument(metavar="ID", help="As 'bise models list' shows it; ORG/REPO is all of it.")],
 ) -> None:
-    """Delete a model from the cache."""
-    from .. import hub
+    """Delete a model from the cache, with its packed weights; of a model elsewhere only the packed weights."""
+    from .. import hub, panels
     from .terminal import size
 
-    print(f"removed {id}, {size(hub.remove(id))}", file=sys.stderr)
+    freed = panels.remove(id)
+    what = f"the packed weights of {id}" if freed else id
+    if not freed:
+        freed = hub.remove(id) + panels.sweep()
+    print(f"removed {what}, {size(freed)}", file=sys.stderr)
+
+
+def _day(seconds: float) -> str:
+    import time
+
+    return time.strftime("%Y-%m-%d", time.localtime(seconds))

@@ -48,6 +48,10 @@ class Loading:
              "Default: cpu.")] = "cpu"
     device: Annotated[str | None, option(LOADING, "--device", metavar="NAME",
         help="Where the torch backend computes: cpu, cuda, cuda:1, mps.")] = None
+    keep_packed: Annotated[bool, option(LOADING, "--keep-packed",
+        help="Keep the weights on disk as the kernels want them, so that the next start is several times as quick. "
+             "Takes the model's size once more, in ~/.cache/bise or BISE_CACHE; checked each time, made anew when the "
+             "model changes, deleted by 'bise models remove MODEL'.")] = False
 
     # fmt: on
 
@@ -61,7 +65,7 @@ class Loading:
         with Bar("loading", "bytes") as bar:
             return load(
                 found, window=self.window_value(), context=self.context, kv=self.kv, threads=self.threads,
-                backend=self.backend, device=self.device, progress=bar,
+                backend=self.backend, device=self.device, keep_packed=self.keep_packed, progress=bar,
             )  # fmt: skip
 
     def window_value(self) -> int | str | None:

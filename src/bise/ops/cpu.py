@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,19 @@ def default_threads() -> int:
     """One thread for each physical core that this process may run on, within the cgroup's quota."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = {_read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in allowed}
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
-    if quota.isdigit() and period.isdigit():
-        return max(1, min(len(cores), int(quota) // int(period)))
-    return max(1, len(cores))
+    return max(1, min([len(cores), *_quotas()]))
+
+
+def _quotas() -> Iterator[int]:
+    """Whole processors that this process's cgroup and those around it may use, where they are limited."""
+    root = Path("/sys/fs/cgroup")
+    own = _read("/proc/self/cgroup").rpartition("0::/")[2]  # "" inside a container, whose root is its own
+    limits = [_read(f"{group}/cpu.max") for group in (root / own, *(root / own).parents) if group.is_relative_to(root)]
+    limits.append(" ".join(_read(f"{root}/cpu/cpu.cfs_{what}_us") for what in ("quota", "period")))  # version 1
+    for limit in limits:
+        quota, _, period = limit.partition(" ")
+        if quota.isdigit() and period.isdigit() and int(period):
+            yield int(quota) // int(period)
 
 
 def _read(path: str) -> str:
