@@ -10,20 +10,21 @@ namespace {
 
 constexpr float kLowest = -__builtin_inff();
 
-struct Scratch {         // rows = tokens x R query heads; wide = D rounded up to 16
-    float* q;            // (D, rows) scaled queries, transposed
-    float* out;          // (rows, wide) sums of values
-    float* keys;         // (wide, 32) one tile of keys, transposed
-    float* values;       // (32, wide)
-    float* scores;       // (rows, 32)
-    float* scales;       // (32, D/32) of Q8_0
-    float *top, *total;  // (rows) running maximum and sum of weights
+struct Scratch {    // rows = tokens x R query heads; wide = D rounded up to 16
+    float* q;       // scaled queries, transposed in groups of rows: (D, n) from r * D on for the group of n rows at r
+    float* out;     // (rows, wide) sums of values
+    float* keys;    // (wide, 32) one tile of keys, transposed
+    float* values;  // (32, wide)
+    float* scores;  // (rows, 32)
+    float* scales;  // (32, D/32) of Q8_0
+    float* top;     // (rows) running maximum
+    float* total;   // (rows, 16) running sums of weights, lane by lane
     Scratch(void* memory, i64 R, i64 wide) {
         const i64 rows = kQueries * R;
         float* p = static_cast<float*>(memory);
         const auto take = [&](i64 n) { return p += n, p - n; };
         q = take(rows * wide), out = take(rows * wide), keys = take(kKeys * wide), values = take(kKeys * wide);
-        scores = take(rows * kKeys), scales = take(wide), top = take((rows + 15) / 16 * 16), total = take((rows + 15) / 16 * 16);
+        scores = take(rows * kKeys), scales = take(wide), top = take((rows + 15) / 16 * 16), total = take(16 * rows);
     }
 };
 
@@ -104,12 +105,22 @@ void load_tile(const RingView& ring, i64 first, int lo, int hi, i64 wide, const 
     load_values<kv>(ring, first, lo, hi, wide, s);
 }
 
-// scores (n, 32) = q (D, n of `rows`) . keys (D, 32); each is one chain over D ascending
+// f(n, r) for each group of n rows: as many as fit a register tile, then what is left
+template <class Fn>
+BISE_INLINE void groups(i64 rows, Fn f) {
+    i64 r = 0;
+    for (; r + kQueryRows <= rows; r += kQueryRows) f(Constant<kQueryRows>{}, r);
+    if constexpr (kQueryRows > 4)
+        for (; r + 4 <= rows; r += 4) f(Constant<4>{}, r);
+    for (; r < rows; r++) f(Constant<1>{}, r);
+}
+
+// scores (n, 32) = q (D, n) . keys (D, 32); each is one chain over D ascending
 template <int n>
-__attribute__((noinline)) void score_rows(const float* q, i64 rows, const float* keys, i64 D, float* scores) {
+__attribute__((noinline)) void score_rows(const float* q, const float* keys, i64 D, float* scores) {
     F a[n], b[n];
     for (int r = 0; r < n; r++) a[r] = zero(), b[r] = zero();
-    for (const float* end = keys + D * kKeys; keys < end; keys += kKeys, q += rows) {
+    for (const float* end = keys + D * kKeys; keys < end; keys += kKeys, q += n) {
         const F ka = load(keys), kb = load(keys + 16);
         for (int r = 0; r < n; r++) {
             const F x = set1(q[r]);
@@ -144,24 +155,23 @@ BISE_INLINE void value_heads(const float* weights, const float* values, int lo, 
     for (; i < wide; i += 16) value_rows<n, 1>(weights, values + i, lo, hi, wide, out + i);
 }
 
-// One row: scores of the tile to weights, and the running sums moved to the new maximum.
-BISE_INLINE void soften(float* scores, int lo, int hi, i64 wide, float* out, float& top, float& total) {
+// One row: scores of the tile to weights, and the running sums moved to the new maximum, if there is one.
+BISE_INLINE void soften(float* scores, int lo, int hi, i64 wide, float* out, float& top, float* total) {
     for (int j = 0; j < lo; j++) scores[j] = kLowest;
     for (int j = hi; j < kKeys; j++) scores[j] = kLowest;
-    const F a = load(scores), b = load(scores + 16);
-    const float highest = max_of(max(a, b)), now = highest > top ? highest : top;
-    const F pa = exp(sub(a, set1(now))), pb = exp(sub(b, set1(now)));
-    store(scores, pa), store(scores + 16, pb);
-    const float weight = sum(add(pa, pb));
-    if (now == top) {
-        total += weight;
-        return;
+    const F a = load(scores), b = load(scores + 16), highest = max(a, b);
+    if (any_above(highest, top)) {
+        const float now = max_of(highest);
+        alignas(64) float shrink[16];
+        store(shrink, exp(set1(top - now)));
+        const F by = set1(shrink[0]);
+        store(total, mul(load(total), by));
+        for (i64 i = 0; i < wide; i += 16) store(out + i, mul(load(out + i), by));
+        top = now;
     }
-    alignas(64) float shrink[16];
-    store(shrink, exp(set1(top - now)));
-    total = total * shrink[0] + weight;
-    for (i64 i = 0; i < wide; i += 16) store(out + i, mul(load(out + i), set1(shrink[0])));
-    top = now;
+    const F pa = exp(sub(a, set1(top))), pb = exp(sub(b, set1(top)));
+    store(scores, pa), store(scores + 16, pb);
+    store(total, add(load(total), add(pa, pb)));
 }
 
 struct Visible {  // keys [lo, hi) that the query at `position` sees, within the tile that starts at `base`
@@ -183,19 +193,14 @@ void attend_tile(const RingView& ring, const Queries& u, i64 R, i64 window, i64 
     const Visible first(u.position + t0, window, base), last(u.position + t1 - 1, window, base);
     load_tile<kv>(ring, (u.sequence * ring.G + u.g) * ring.N + base % ring.N, first.lo, last.hi, wide, s);
 
-    i64 r = t0 * R;
-    const i64 end = t1 * R;
-    const auto score = [&](auto n) { score_rows<n>(s.q + r, u.count * R, s.keys, ring.D, s.scores + r * kKeys), r += n; };
-    while (r + kQueryRows <= end) score(std::integral_constant<int, kQueryRows>{});
-    if constexpr (kQueryRows > 4)
-        while (r + 4 <= end) score(std::integral_constant<int, 4>{});
-    while (r < end) score(std::integral_constant<int, 1>{});
-
+    groups(u.count * R, [&](auto n, i64 r) {
+        if (r + n > t0 * R && r < t1 * R) score_rows<n>(s.q + r * ring.D, s.keys, ring.D, s.scores + r * kKeys);
+    });
     for (i64 t = t0; t < t1; t++) {
         const Visible see(u.position + t, window, base);
-        for (r = t * R; r < (t + 1) * R; r++)
-            soften(s.scores + r * kKeys, see.lo, see.hi, wide, s.out + r * wide, s.top[r], s.total[r]);
-        r = t * R;
+        for (i64 r = t * R; r < (t + 1) * R; r++)
+            soften(s.scores + r * kKeys, see.lo, see.hi, wide, s.out + r * wide, s.top[r], s.total + 16 * r);
+        i64 r = t * R;
         const i64 heads = (t + 1) * R;
         for (; r + kHeads <= heads; r += kHeads)
             value_heads<kHeads>(s.scores + r * kKeys, s.values, see.lo, see.hi, wide, s.out + r * wide);
@@ -208,19 +213,25 @@ void attend(const RingView& ring, const Queries& u, i64 R, i64 window, const flo
     const i64 D = ring.D, wide = (D + 15) / 16 * 16;
     const Scratch s(scratch, R, wide);
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(D));
+    const auto at = [&](i64 r) { return (((u.row + r / R) * ring.G + u.g) * R + r % R) * D; };
+    groups(u.count * R, [&](auto n, i64 r) {
+        for (int i = 0; i < n; i++) {
+            const float* from = q + at(r + i);
+            for (i64 d = 0; d < D; d++) s.q[r * D + d * n + i] = from[d] * scale;
+        }
+    });
     for (i64 r = 0; r < u.count * R; r++) {
-        const float* from = q + (((u.row + r / R) * ring.G + u.g) * R + r % R) * D;
-        for (i64 d = 0; d < D; d++) s.q[d * u.count * R + r] = from[d] * scale;
         for (i64 d = 0; d < wide; d++) s.out[r * wide + d] = 0;
-        s.top[r] = kLowest, s.total[r] = 0;
+        s.top[r] = kLowest, store(s.total + 16 * r, zero());
     }
     const i64 last = u.position + u.count - 1, oldest = u.position - window + 1;
     for (i64 base = (oldest > 0 ? oldest : 0) / kKeys * kKeys; base <= last; base += kKeys) {
         attend_tile<kv>(ring, u, R, window, base, wide, s);
     }
     for (i64 r = 0; r < u.count * R; r++) {
-        float* to = out + (((u.row + r / R) * ring.G + u.g) * R + r % R) * D;
-        for (i64 d = 0; d < D; d++) to[d] = s.out[r * wide + d] / s.total[r];
+        float* to = out + at(r);
+        const float total = sum(load(s.total + 16 * r));
+        for (i64 d = 0; d < D; d++) to[d] = s.out[r * wide + d] / total;
     }
 }
 

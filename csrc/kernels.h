@@ -100,10 +100,10 @@ struct Kernels {
     void (*attend)(const RingView& ring, const Queries& unit, i64 R, i64 window, const float* q, float* out, void* scratch);
 };
 
-constexpr i64 kQueries = 16;  // most tokens in one Queries
+constexpr i64 kQueries = 32;  // most tokens in one Queries
 BISE_INLINE constexpr i64 attend_scratch(i64 R, i64 D) {
     const i64 wide = (D + 15) / 16 * 16, rows = kQueries * R;
-    return 4 * (2 * rows * wide + 2 * kKeys * wide + rows * kKeys + wide + 2 * ((rows + 15) / 16 * 16)) + 64;
+    return 4 * (2 * rows * wide + 2 * kKeys * wide + rows * kKeys + wide + (rows + 15) / 16 * 16 + 16 * rows) + 64;
 }
 
 extern const Kernels kernels_base, kernels_avx2, kernels_avx512vnni;  // the last two only where BISE_X86 says so

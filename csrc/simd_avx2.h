@@ -59,6 +59,10 @@ inline float max_of(F x) {
     t = _mm_max_ps(t, _mm_movehl_ps(t, t));
     return _mm_cvtss_f32(_mm_max_ss(t, _mm_movehdup_ps(t)));
 }
+inline bool any_above(F x, float y) {
+    const __m256 v = _mm256_set1_ps(y), a = _mm256_cmp_ps(x.a, v, _CMP_GT_OQ), b = _mm256_cmp_ps(x.b, v, _CMP_GT_OQ);
+    return _mm256_movemask_ps(_mm256_or_ps(a, b)) != 0;
+}
 inline __m256 scale2(__m256 x, __m256i n) {
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(n, 23)));
 }

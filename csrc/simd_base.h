@@ -89,6 +89,11 @@ inline float max_of(F x) {
         for (int i = 0; i < n; i++) x[i] = x[i] > x[i + n] ? x[i] : x[i + n];
     return x[0];
 }
+inline bool any_above(F x, float y) {
+    bool any = false;
+    for (int i = 0; i < 16; i++) any |= x[i] > y;
+    return any;
+}
 typedef uint32_t U __attribute__((vector_size(64)));
 inline F scale2(F x, I n) { return floats(bits(x) + (I)((U)n << 23)); }
 inline F zero_where_less(F a, F b, F x) { return a < b ? F{} : x; }
