@@ -187,13 +187,15 @@ def refusals(tiny: Path) -> Iterator[tuple[list[str | Path], str]]:
     yield ["generate", "", *model, "--stop", ""], "empty string"
     yield ["generate", "--frobnicate"], r"(?i)no such option: '?--frobnicate.*see bise generate --help"
     yield ["frobnicate"], r"(?i)no such command '?frobnicate.*see bise --help"
+    yield ["generate", "x", *model, "--draft", "nowhere.gguf"], r"nowhere\.gguf: there is no such file"
+    yield ["generate", "x", "-m", tiny, "--backend", "reference", "--draft", tiny], "a draft model needs backend cpu"
     yield ["info", Path(SOURCE)], "no model in this folder: expected a .gguf file"
     measure = ["bench", tiny, "--backend", BACKEND, "--depths"]
     yield [*measure, "1,x"], "--depths is '1,x', expected whole numbers with commas"
     yield [*measure, "900"], r"need 1,412 tokens, context is 1,024"
 
 
-@pytest.mark.parametrize("number", range(22))
+@pytest.mark.parametrize("number", range(24))
 def test_refusals_are_one_line_and_code_2(cli: Cli, tiny: Path, number: int) -> None:
     arguments, message = list(refusals(tiny))[number]
     done = cli(*arguments)
@@ -414,6 +416,15 @@ def test_a_models_control_characters_do_nothing_to_a_terminal(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     say(text)
     assert capsys.readouterr().out == "a\tb\n\u241b]0;title\u2407\ufffd2J\u2421\u240d"
+
+
+@needs_puff
+def test_reading_ahead_changes_nothing_but_the_plan(cli: Cli) -> None:
+    told = ["generate", "Once upon a time", "--max-tokens", 80, "-T", "0.8", "--seed", 3]
+    plain = cli(*told, "--no-lookup")
+    for options in ([], ["--draft", BUILT_IN], ["--draft", BUILT_IN, "--no-lookup"]):
+        done = cli(*told, *options)
+        assert done.out == plain.out and ("; draft model: weights 5.6 MiB" in done.err) == bool(options)
 
 
 # --- the house

@@ -7,7 +7,7 @@ import pytest
 
 from bise.cache import Cache
 from bise.config import Config
-from bise.draft import GRAM, LONGEST_SILENCE, MOST, Draft
+from bise.draft import Draft
 from bise.engine import Engine, Request
 from bise.model import Parameters
 from bise.ops import load_ops
@@ -82,31 +82,57 @@ def test_a_text_that_repeats_itself_takes_fewer_steps() -> None:
 
 def test_what_followed_the_last_time_is_guessed() -> None:
     draft = Draft([1, 2, 3, 4, 5, 6, 7, 9, 1, 2, 3])
-    assert draft.guess(4) == [4, 5, 6, 7] and draft.guess(2) == [4, 5]
+    assert draft.guess(4) == [4, 5, 6, 7][: len(draft.guess(4))] != [] and draft.guess(1) == [4]
     draft.extend([8])
     assert draft.guess(4) == []
     draft.extend([1, 2, 3])
     assert draft.guess(1) == [8]  # the latest time counts
 
 
-def test_too_short_a_match_is_no_match() -> None:
-    assert Draft([1, 2, 9, 1, 2][:GRAM]).guess(4) == [] and Draft([5, 2, 3, 9, 1, 2, 3]).guess(4) == []
+def test_the_longest_match_counts_more_than_the_latest() -> None:
+    assert Draft([1, 2, 3, 4, 9, 3, 7, 1, 2, 3]).guess(1) == [4]
 
 
-def test_wrong_guesses_are_followed_by_longer_and_longer_silence() -> None:
-    draft, silences = Draft([1, 2, 3, 4, 5, 6] * 2), []
-    for _ in range(9):
-        waited = 0
-        while not draft.guess(MOST):
-            draft.extend([1, 2, 3, 4, 5, 6][(len(draft._tokens)) % 6 : len(draft._tokens) % 6 + 1])
-            waited += 1
-        silences.append(waited)
-        draft.judge(MOST, 0)
-    assert silences[:4] == [0, 1, 2, 4] and silences[-1] == LONGEST_SILENCE
-    while not draft.guess(MOST):
-        draft.extend([[1, 2, 3, 4, 5, 6][len(draft._tokens) % 6]])
-    draft.judge(1, 1)
-    assert len(draft.guess(MOST)) == 2  # one right guess, and it dares more
+def test_a_short_period_is_continued() -> None:
+    assert Draft([1, 2] * 10).guess(4) == [1, 2, 1, 2]
+
+
+def test_a_long_match_dares_more_than_a_short_one() -> None:
+    long, short = Draft([*range(20, 60), *range(20, 40)]), Draft([1, 2, 3, 4, 5, 6, 1])
+    assert 4 == len(long.guess(4)) > len(short.guess(4)) > 0
+
+
+def test_wrong_guesses_silence_and_time_heals() -> None:
+    draft, made, text = Draft(), [], random.Random(2).choices(range(40), k=1200)  # nothing in it foretells anything
+    for token in text:
+        guess = draft.guess(4)
+        made.append(len(guess))
+        if guess:
+            draft.judge(0)
+        draft.extend([token])
+    assert sum(made[:100]) > sum(made[-100:]) and 0 < sum(made[-400:]) < 120
+    draft.extend(text[300:380])
+    assert len(draft.guess(4)) > 1
+
+
+def test_right_guesses_make_it_bolder() -> None:
+    draft = Draft([1, 2, 3, 4, 5, 6, 7, 8, 1])
+    first = len(draft.guess(4))
+    for _ in range(12):
+        draft.guess(4)
+        draft.judge(4)
+    assert len(draft.guess(4)) > first
+
+
+def test_where_sequences_share_the_steps_guesses_must_be_surer() -> None:
+    draft = Draft([1, 2, 3, 4, 5, 6, 7, 8, 1])
+    assert draft.guess(1, sequences=1) == [2] and draft.guess(1, sequences=4) == []
+
+
+def test_it_follows_a_text_that_goes_on_and_no_other() -> None:
+    draft = Draft([1, 2, 3])
+    assert draft.follow([1, 2, 3, 4]) and draft.tokens == [1, 2, 3, 4]
+    assert not draft.follow([1, 2, 4, 4, 5]) and not draft.follow([1, 2, 3]) and draft.tokens == [1, 2, 3, 4]
 
 
 def test_guesses_never_leave_the_context() -> None:

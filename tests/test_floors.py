@@ -30,7 +30,7 @@ FLOORS = [
         "hub",
     },
     {"model", "cache"},
-    {"sampler", "speech", "draft", "engine"},
+    {"cuts", "sampler", "speech", "odds", "pace", "scout", "draft", "engine"},
     {"bench"},
     {"completion", "session", "api", "cli", "__main__"},
 ]

@@ -35,8 +35,9 @@ def tree() -> dict[str, str]:
 
 
 def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every Python block, one after the other in one program; what it calls model.gguf is puff."""
-    shutil.copy(PUFF, tmp_path / "model.gguf")
+    """Every Python block, one after the other in one program; what it calls model.gguf and small.gguf is puff."""
+    for name in ("model.gguf", "small.gguf"):
+        shutil.copy(PUFF, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     program: dict[str, Any] = {}
     for block in blocks("python"):

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import panels
-from .cache import cache_bytes, whole
+from .cache import Cache, cache_bytes, whole
 from .chat import ChatFormat
 from .completion import Completion, Options
 from .config import Config
+from .engine import Engine
 from .errors import FormatError, RequestError, UnsupportedError
 from .model import Tap, forward
 from .ops import KV_TYPES, Ops, load_ops
+from .scout import Scout
 from .session import Message, Session
 from .tokenizer import Tokenizer
 from .weights import Weights
@@ -36,7 +38,9 @@ class Model:
     """
 
     def __init__(self, weights: Weights, config: Config, ops: Ops, context: int, kv: str, lookup: bool = True,
-                 progress: Callable[[int, int], None] | None = None, keep_packed: bool = False) -> None:  # fmt: skip
+                 progress: Callable[[int, int], None] | None = None, keep_packed: bool = False,
+                 draft: Model | None = None) -> None:  # fmt: skip
+        """draft: a smaller model on the same backend, to guess ahead."""
         self.weights, self.config, self.ops, self.context, self.kv = weights, config, ops, context, kv
         self.lookup = lookup and ops.exact
         self.path = weights.path
@@ -46,6 +50,9 @@ class Model:
                 f"{self.path}: the tokenizer has {self.maybe_tokenizer.vocab_size:,} pieces, the embedding "
                 f"{config.vocab_size:,} rows: another model's tokenizer"
             )
+        self.draft = draft
+        if draft:
+            self._check_vocabulary(draft)
         self._chat_format = ChatFormat.of(weights, self.maybe_tokenizer) if self.maybe_tokenizer else None
         self.parameters = panels.place(weights, ops, progress) if keep_packed else weights.place(ops, progress)
         self._scratch: Session | None = None
@@ -101,6 +108,17 @@ class Model:
         session = self._session()
         return session.finish(session.again(options, messages=messages))
 
+    def engine(self, sequences: int = 1) -> Engine:
+        """A cache for so many sequences and the loop around it; the draft model gets a cache of its own there."""
+        cache = Cache(self.ops, self.config, sequences, self.context, self.kv)
+        scout = self.draft.scout(sequences, self) if self.draft else None
+        return Engine(self.ops, self.config, self.parameters, cache, lookup=self.lookup, scout=scout)
+
+    def scout(self, sequences: int, other: Model) -> Scout:
+        """This model as the one that guesses for the `other`."""
+        cache = Cache(self.ops, self.config, sequences, self.context, self.kv)
+        return Scout(self.ops, self.config, self.parameters, cache, self.weights.nbytes / other.weights.nbytes)
+
     def session(self, system: str | None = None) -> Session:
         """A conversation with a cache of its own."""
         return Session(self, system)
@@ -110,6 +128,20 @@ class Model:
         if self._scratch is None or self._scratch.busy:
             self._scratch = Session(self)
         return self._scratch
+
+    def _check_vocabulary(self, draft: Model) -> None:
+        """Its guesses are ids: they have to mean the same here."""
+        ours, theirs = (
+            (m.config.vocab_size, m.maybe_tokenizer.vocab.tokens if m.maybe_tokenizer else []) for m in (self, draft)
+        )
+        if ours == theirs:
+            return
+        odd = next((i for i, (a, b) in enumerate(zip(ours[1], theirs[1])) if a != b), None)  # noqa: B905
+        if odd is None:
+            how = f"it has {len(theirs[1]):,} pieces and {theirs[0]:,} rows, the model {len(ours[1]):,} and {ours[0]:,}"
+        else:
+            how = f"its token {odd} is {theirs[1][odd]!r:.40}, the model's {ours[1][odd]!r:.40}"
+        raise RequestError(f"draft {draft.path} has another vocabulary ({how}): take one of the same family")
 
     def _prompt(self, prompt: str | Sequence[int]) -> Sequence[int]:
         return self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else prompt
@@ -126,7 +158,7 @@ class Model:
 
 def load(path: str | Path | None = None, *, window: int | str | None = None, context: int | None = None,
          kv: str = "f16", threads: int | None = None, backend: str = "cpu", device: str | None = None,
-         lookup: bool = True, keep_packed: bool = False,
+         lookup: bool = True, draft: str | Path | None = None, keep_packed: bool = False,
          progress: Callable[[int, int], None] | None = None) -> Model:  # fmt: skip
     """Open a model and place it on a backend.
 
@@ -137,6 +169,7 @@ def load(path: str | Path | None = None, *, window: int | str | None = None, con
     threads      for the cpu backend; None: one per core
     backend      "cpu" | "reference" | "torch"; device is torch's
     lookup       read ahead what the text said before in the same place; the same text, sooner (cpu backend only)
+    draft        a smaller model with the same vocabulary that guesses ahead; the same text, sooner (cpu backend only)
     keep_packed  keep the weights on disk as the cpu backend lays them out, about the model's size again, in BISE_CACHE
                  or ~/.cache/bise: the next load maps that file (cpu backend only; `bise models remove` deletes it)
     progress     called with (bytes placed, bytes in all)
@@ -148,17 +181,35 @@ def load(path: str | Path | None = None, *, window: int | str | None = None, con
     if kv not in KV_TYPES:
         raise RequestError(f"kv is {kv!r}, expected one of {', '.join(KV_TYPES)}")
     context = context or config.context
-    log.info("%s", plan(weights, config, context, kv))
-    return Model(weights, config, load_ops(backend, threads, device), context, kv, lookup, progress, keep_packed)
+    small = None if draft is None else Weights.open(find(draft))
+    log.info("%s", plan(weights, config, context, kv, small))
+    ops = load_ops(backend, threads, device)
+    guesser = None
+    if small is not None:
+        _check_exact(ops)
+        guesser = Model(small, small.config, ops, min(context, small.config.context), kv, lookup=False)
+    return Model(weights, config, ops, context, kv, lookup, progress, keep_packed, guesser)
 
 
-def plan(weights: Weights, config: Config, context: int, kv: str) -> str:
+def plan(weights: Weights, config: Config, context: int, kv: str, draft: Weights | None = None) -> str:
     """One line: what is about to be loaded and how much memory it will take, for ever."""
     window = f"window {config.sliding_window:,}" if config.sliding_window else "no window"
-    return (
+    line = (
         f"{config.version}, {window} ({config.window_reason}); weights {_gib(weights.nbytes)}, "
         f"cache {_gib(cache_bytes(config, context, kv))} {kv} for {context:,} tokens"
     )
+    if draft is None:
+        return line
+    held = cache_bytes(draft.config, min(context, draft.config.context), kv)
+    return f"{line}; draft model: weights {_gib(draft.nbytes)}, cache {_gib(held)}"
+
+
+def _check_exact(ops: Ops) -> None:
+    if not ops.exact:
+        raise RequestError(
+            f"a draft model needs backend cpu, not {ops.name}: numbers there depend on how many tokens are read at "
+            "once, so that guesses would change the text"
+        )
 
 
 def find(path: str | Path | None, progress: Callable[[int, int], None] | None = None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +14,9 @@ from .draft import Draft
 from .errors import ContextError, RequestError
 from .model import Tap, forward
 from .ops import Ops
+from .pace import Pace
 from .sampler import Sampler
+from .scout import Scout
 from .weights import Parameters
 
 ROWS = 5  # tokens of one step that cost little more than one: the weights are read once for all of them
@@ -45,14 +48,17 @@ class Request:
 
 
 class Engine:
-    """The loop around the forward pass. A request's tokens do not depend on the others in the batch, nor on `lookup`:
-    whether the steps may read guesses ahead (draft.py). That holds to the bit on the cpu backend."""
+    """The loop around the forward pass. A request's tokens do not depend on the others in the batch, nor on `lookup`
+    and `scout`: whether steps read guesses ahead, and whose (draft.py). That holds to the bit on the cpu backend."""
 
     def __init__(
-        self, ops: Ops, config: Config, weights: Parameters, cache: Cache, tap: Tap | None = None, lookup: bool = False
-    ) -> None:
+        self, ops: Ops, config: Config, weights: Parameters, cache: Cache, tap: Tap | None = None,
+        lookup: bool = False, scout: Scout | None = None,
+    ) -> None:  # fmt: skip
         self.ops, self.config, self.weights, self.cache = ops, config, weights, cache
-        self.tap, self.lookup = tap, lookup
+        self.tap, self.lookup, self.scout = tap, lookup, scout
+        self.pace = scout.pace if scout else Pace()
+        self._drafts: list[Draft | None] = [None for _ in cache.lengths]
         self.history: list[list[int]] = [[] for _ in cache.lengths]  # the ids whose keys each sequence holds
         self.running: list[Request] = []
 
@@ -66,7 +72,7 @@ class Engine:
             self.cache.rewind(request.sequence, 0)
         del history[shared:]
         request.read = request.reused = shared
-        request.draft = Draft(request.prompt) if self.lookup else None
+        request.draft = self._draft(request)
         self.running.append(request)
 
     def step(self) -> list[Request]:
@@ -78,7 +84,10 @@ class Engine:
         batch.wanted = np.concatenate(
             [np.arange(end - 1 - len(g), end) for end, (_, _, g) in zip(ends, parts, strict=True)]
         )
+        started = time.perf_counter()
         logits = iter(self.ops.numpy(forward(self.ops, self.config, self.weights, tokens, batch, self.tap)))
+        if all(len(ids) == 1 for _, ids, _ in parts):
+            self.pace.add(len(tokens), time.perf_counter() - started)
         self.cache.advance(batch)
         for request, ids, guesses in parts:
             self._take(request, ids, guesses, [next(logits) for _ in (0, *guesses)])
@@ -91,13 +100,23 @@ class Engine:
         if request in self.running:
             self.running.remove(request)
 
+    def _draft(self, request: Request) -> Draft | None:
+        """The guesser of the request's sequence; it knows the text so far where that is the prompt's beginning."""
+        if not self.lookup and self.scout is None:
+            return None
+        draft = self._drafts[request.sequence]
+        if draft is None or not draft.follow(request.prompt):
+            draft = Draft(request.prompt, self.pace, self.lookup, self.scout, request.sequence)
+            self._drafts[request.sequence] = draft
+        return draft
+
     def _guesses(self, request: Request) -> list[int]:
         """What may follow the token that the request is about to read, where reading it ahead is nearly free."""
         if request.draft is None or request.read < len(request.prompt):
             return []
         room = self.cache.context - len(self.history[request.sequence]) - 1
         most = min(ROWS // len(self.running) - 1, request.max_tokens - len(request.tokens) - 1, room)
-        return request.draft.guess(most) if most > 0 else []
+        return request.draft.guess(most, len(self.running)) if most > 0 else []
 
     def _take(self, request: Request, ids: list[int], guesses: list[int], rows: list[np.ndarray]) -> None:
         """The step has read `ids` and `guesses`; rows are the logits after the last id and after each guess. A guess
@@ -112,7 +131,7 @@ class Engine:
             history.append(guesses[right])
             right += 1
         if guesses and request.draft:
-            request.draft.judge(len(guesses), right)
+            request.draft.judge(right)
             self.cache.rewind(request.sequence, len(history))
 
     def _sample(self, request: Request, logits: np.ndarray) -> bool:

@@ -4,26 +4,36 @@ The order is llama.cpp's default chain: logit bias, penalties, DRY, then what cu
 top-p, min-p, XTC), temperature last, then one draw. Mirostat, where it is on, takes the place of the cuts, after
 temperature. Temperature 0 takes the best token after bias, penalties and DRY; equal logits go to the lowest id.
 
-Every step is a function of a vector x of n logits (float64); a cut returns the kept indices of x, ascending, at least
-one.
+The cuts are in cuts.py; all that is here works on a vector x of n logits (float64).
 """
 
 from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .cuts import (
+    Indices,
+    Logits,
+    log_sum_exp,
+    min_p,
+    pick,
+    softmax,
+    surprise_at_most,
+    top_k,
+    top_p,
+    typical,
+    xtc,
+)
 from .errors import BiseError, RequestError
 
-Logits = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.int64]
-FIRST_TRY = 256  # candidates that a nucleus is looked for in, before it is looked for in 8 times as many
+SHORT = 1024  # ids of a history that are converted anew for every token
 DRY_LARGEST = 80.0  # log of the largest DRY penalty: longer matches than that all weigh the same
 
 # field: (type, least, most)
@@ -114,6 +124,8 @@ class Sampler:
         self.seed = secrets.randbits(64) if sampling.seed is None else int(sampling.seed)
         self._random = np.random.Generator(np.random.PCG64(self.seed))
         self._mu = 2.0 * sampling.mirostat_tau
+        self._known: list[int] = []  # a long history, and the same as an array
+        self._past = np.empty(0, np.int64)
         self._bias_ids = np.array(list(sampling.logit_bias), np.int64)
         self._bias = np.array(list(sampling.logit_bias.values()), np.float64)
 
@@ -128,28 +140,49 @@ class Sampler:
         if len(self._bias):
             x = x.copy()
             x[self._bias_ids] += self._bias
-        x = penalise(x, _last(history, s.penalty_window), s)
-        x = dry(x, _last(history, s.dry_window) if s.dry_multiplier else [], s)
+        if s.repetition_penalty != 1 or s.presence_penalty or s.frequency_penalty:
+            x = penalise(x, self._last(history, s.penalty_window), s)
+        if s.dry_multiplier:
+            x = dry(x, self._last(history, s.dry_window), s)
         if not math.isfinite(x.max()):
             raise BiseError("no token is left to choose: logit_bias or the grammar bans all of them")
         chosen = int(x.argmax()) if s.temperature == 0 else self._draw(x)
         return chosen, float(raw[chosen] - log_sum_exp(raw))
 
+    def _last(self, history: Sequence[int], window: int) -> Indices:
+        """The last `window` ids, all for -1. Of a long text, what was there the last time is not converted again."""
+        if 0 <= window <= SHORT:
+            return np.array(history[max(0, len(history) - window) :], np.int64)
+        known = len(self._known)
+        if list(history[:known]) != self._known:
+            known = 0
+        new = history[known:]
+        self._known[known:], self._past = new, np.append(self._past[:known], np.array(new, np.int64))
+        return self._past if window < 0 else self._past[max(0, len(history) - window) :]
+
     def _draw(self, x: Logits) -> int:
         if self.sampling.mirostat_tau:
             return self._draw_mirostat(x / self.sampling.temperature)
-        kept = self._cut(x)
-        p = softmax(x[kept] / self.sampling.temperature)
-        return int(kept[pick(p, self._random.random())])
+        kept: Indices | None = None  # None: all
+        for cut, value in self._cuts():
+            found = cut(x, value)
+            x, kept = x[found], found if kept is None else kept[found]
+        chosen = pick(softmax(x / self.sampling.temperature), self._random.random())
+        return chosen if kept is None else int(kept[chosen])
 
-    def _cut(self, x: Logits) -> Indices:
+    def _cuts(self) -> Iterator[tuple[Callable[[Logits, Any], Indices], Any]]:
+        """Those that are on for this token, with their settings; one that is off would still cost a copy."""
         s = self.sampling
-        kept = top_k(x, s.top_k)
-        for cut, value in ((typical, s.typical_p), (top_p, s.top_p), (min_p, s.min_p)):
-            kept = kept[cut(x[kept], value)]
+        if s.top_k:
+            yield top_k, s.top_k
+        if s.typical_p < 1:
+            yield typical, s.typical_p
+        if s.top_p < 1:
+            yield top_p, s.top_p
+        if s.min_p:
+            yield min_p, s.min_p
         if s.xtc_probability and self._random.random() < s.xtc_probability:
-            kept = kept[xtc(x[kept], s.xtc_threshold)]
-        return kept
+            yield xtc, s.xtc_threshold
 
     def _draw_mirostat(self, x: Logits) -> int:
         """Mirostat 2 (Basu et al. 2021, arXiv:2007.14966, algorithm 2): keeps the surprise per token near tau bits."""
@@ -179,128 +212,47 @@ def breakers(pieces: Sequence[bytes], strings: Sequence[str]) -> frozenset[int]:
 # --- what changes logits
 
 
-def penalise(x: Logits, recent: Sequence[int], s: Sampling) -> Logits:
+def penalise(x: Logits, recent: Sequence[int] | Indices, s: Sampling) -> Logits:
     """Repetition penalty (Keskar et al. 2019, CTRL, section 4.1), then OpenAI's frequency and presence penalties."""
-    if not len(recent) or (s.repetition_penalty == 1 and not s.presence_penalty and not s.frequency_penalty):
-        return x
-    ids, counts = np.unique(np.asarray(recent, np.int64), return_counts=True)
+    counts = np.bincount(np.asarray(recent, np.int64), minlength=len(x))[: len(x)]
+    ids = np.flatnonzero(counts)
     seen = x[ids]
     seen = np.where(seen > 0, seen / s.repetition_penalty, seen * s.repetition_penalty)
     x = x.copy()
-    x[ids] = seen - counts * s.frequency_penalty - s.presence_penalty
+    x[ids] = seen - counts[ids] * s.frequency_penalty - s.presence_penalty
     return x
 
 
-def dry(x: Logits, recent: Sequence[int], s: Sampling) -> Logits:
+def dry(x: Logits, recent: Sequence[int] | Indices, s: Sampling) -> Logits:
     """DRY ("don't repeat yourself", p-e-w 2024): a token that would prolong a repetition of n >= allowed_length tokens
     loses multiplier * base ** (n - allowed_length). Repetitions do not reach across a breaker."""
-    if not s.dry_multiplier or len(recent) < 2:
-        return x
     past = np.asarray(recent, np.int64)
-    most = s.dry_allowed_length + int(DRY_LARGEST / max(math.log(s.dry_base), 1e-3))
-    lengths: dict[int, int] = {}  # token -> longest repetition that it would prolong
-    alive = np.arange(1, len(past))  # places i whose token followed what the text now ends with
-    for n in range(min(most, len(past) - 1)):
-        last = past[-1 - n]
-        if int(last) in s.dry_breakers:
-            break
-        alive = alive[alive > n]
-        alive = alive[past[alive - 1 - n] == last]
-        if not len(alive):
-            break
-        if n + 1 >= s.dry_allowed_length:
-            lengths.update(dict.fromkeys(np.unique(past[alive]).tolist(), n + 1))
+    lengths = {token: n for token, n in _repetitions(past, s).items() if token not in s.dry_breakers}
     if not lengths:
         return x
     x = x.copy()
     for token, n in lengths.items():
-        if token not in s.dry_breakers:
-            x[token] -= s.dry_multiplier * s.dry_base ** (n - s.dry_allowed_length)
+        x[token] -= s.dry_multiplier * s.dry_base ** (n - s.dry_allowed_length)
     return x
 
 
-# --- what cuts the candidates down
-
-
-def top_k(x: Logits, k: int) -> Indices:
-    """The k largest; equal logits go to the lower index."""
-    if k <= 0 or k >= len(x):
-        return np.arange(len(x))
-    least = x[np.argpartition(x, len(x) - k)[len(x) - k]]
-    kept = np.flatnonzero(x >= least)
-    surplus = len(kept) - k
-    return np.delete(kept, np.flatnonzero(x[kept] == least)[-surplus:]) if surplus else kept
-
-
-def top_p(x: Logits, p: float) -> Indices:
-    """Nucleus (Holtzman et al. 2020, arXiv:1904.09751): the fewest most likely tokens whose probability reaches p."""
-    if p >= 1:
-        return np.arange(len(x))
-    return _until(-x, softmax(x), p)
-
-
-def typical(x: Logits, p: float) -> Indices:
-    """Locally typical (Meister et al. 2023, arXiv:2202.00666): the tokens whose surprise is nearest to the entropy,
-    until their probability reaches p."""
-    if p >= 1:
-        return np.arange(len(x))
-    mass = softmax(x)
-    surprise = -np.log(np.maximum(mass, np.finfo(np.float64).tiny))
-    return _until(np.abs(surprise - float((mass * surprise).sum())), mass, p)
-
-
-def min_p(x: Logits, p: float) -> Indices:
-    """Min-p (Nguyen et al. 2024, arXiv:2407.01082): tokens at least p times as likely as the most likely one."""
-    return np.flatnonzero(x >= x.max() + math.log(p)) if p > 0 else np.arange(len(x))
-
-
-def xtc(x: Logits, threshold: float) -> Indices:
-    """XTC ("exclude top choices", p-e-w 2024): of the tokens of at least this probability the least likely stays."""
-    likely = np.flatnonzero(softmax(x) >= threshold)
-    if len(likely) < 2:
-        return np.arange(len(x))
-    stays = len(likely) - 1 - int(x[likely[::-1]].argmin())  # of equally unlikely ones the last, as after a stable sort
-    return np.delete(np.arange(len(x)), np.delete(likely, stays))
-
-
-def surprise_at_most(x: Logits, bits: float) -> Indices:
-    """Tokens with -log2(probability) <= bits, or the most likely one where there is none."""
-    kept = np.flatnonzero(x >= log_sum_exp(x) - bits * math.log(2))
-    return kept if len(kept) else np.array([x.argmax()])
-
-
-def _until(key: Logits, mass: Logits, target: float) -> Indices:
-    """The indices with the smallest keys, as few as make their mass reach the target. Sorts no more than it needs."""
-    n, tried = len(key), FIRST_TRY
-    while True:
-        near = np.flatnonzero(key <= np.partition(key, tried)[tried]) if tried < n else np.arange(n)
-        order = near[np.argsort(key[near], kind="stable")]
-        total = np.cumsum(mass[order])
-        if total[-1] >= target or tried >= n:
-            return np.sort(order[: int(np.searchsorted(total, target)) + 1])
-        tried *= 8
-
-
-# --- arithmetic
-
-
-def softmax(x: Logits) -> Logits:
-    """Probabilities (n,) of logits (n,) with at least one finite one."""
-    e = np.exp(x - x.max())
-    return np.asarray(e / e.sum())
-
-
-def log_sum_exp(x: Logits) -> float:
-    """The log of the softmax's denominator."""
-    top = float(x.max())
-    return top + math.log(float(np.exp(x - top).sum()))
-
-
-def pick(p: Logits, u: float) -> int:
-    """The index that a uniform u in [0, 1) falls on when the probabilities p are laid end to end."""
-    ends = np.cumsum(p)
-    found = int(np.searchsorted(ends, u * ends[-1], side="right"))
-    return found if found < len(p) else int(np.flatnonzero(p)[-1])
+def _repetitions(past: Indices, s: Sampling) -> dict[int, int]:
+    """token -> the longest repetition that it would prolong, where that is long enough."""
+    lengths: dict[int, int] = {}
+    if len(past) < 2 or int(past[-1]) in s.dry_breakers:
+        return lengths
+    alive = np.flatnonzero(past[:-1] == past[-1]) + 1  # places whose token followed what the text now ends with
+    most = s.dry_allowed_length + int(DRY_LARGEST / max(math.log(s.dry_base), 1e-3))
+    n = 1
+    while len(alive):
+        last = past[-1 - n] if n < min(most, len(past) - 1) else None
+        ended = last is None or int(last) in s.dry_breakers
+        still = alive[:0] if ended else alive[alive > n]
+        still = still[past[still - 1 - n] == last]
+        if len(still) < len(alive) and n >= s.dry_allowed_length:
+            lengths.update(dict.fromkeys(past[alive].tolist(), n))  # those that go on are longer, and come later
+        alive, n = still, n + 1
+    return lengths
 
 
 def _checked(logits: npt.NDArray[np.float32], vocab_size: int) -> Logits:
@@ -310,7 +262,3 @@ def _checked(logits: npt.NDArray[np.float32], vocab_size: int) -> Logits:
     if not math.isfinite(top := float(x.max())):  # a NaN anywhere is the maximum
         raise BiseError(f"the largest logit is {top}, expected a finite number: damaged weights, or all tokens banned")
     return x
-
-
-def _last(history: Sequence[int], window: int) -> Sequence[int]:
-    return history if window < 0 else history[max(0, len(history) - window) :]

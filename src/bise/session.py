@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import gguf
-from .cache import Cache
 from .completion import Clock, Completion, Options
-from .engine import Engine, Request
+from .engine import Request
 from .errors import FormatError, RequestError
 from .sampler import Sampler, Sampling
 from .speech import Speech
@@ -35,8 +34,7 @@ class Session:
         self.last: Completion | None = None
         self._marks: list[int | None] = []  # tokens there were before each user turn, where that is still true
         self.busy = False
-        cache = Cache(model.ops, model.config, 1, model.context, model.kv)
-        self._engine = Engine(model.ops, model.config, model.parameters, cache, lookup=model.lookup)
+        self._engine = model.engine()
 
     def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Iterator[str]:
         """Go on with `prompt` (text or ids) after all that was said; yields pieces of text, each valid UTF-8."""

@@ -13,7 +13,7 @@ import typer
 
 from ..errors import BiseError, RequestError
 from . import app
-from .options import ANSWER, FORMAT, MODEL, Choosing, Loading, grouped, option, settle_format
+from .options import ANSWER, FORMAT, MODEL, Ahead, Choosing, Loading, grouped, option, settle_format
 
 if TYPE_CHECKING:
     from ..api import Model
@@ -26,6 +26,8 @@ EXAMPLES = """[bold]Examples[/]
 [cyan]bise chat mistral-7b-instruct-v0.3.Q4_K_M.gguf --system "Answer in one sentence."[/]
 
 [cyan]bise chat TheBloke/Mistral-7B-Instruct-v0.1-GGUF:Q4_K_M --kv q8_0[/]
+
+[cyan]bise chat mistral-7b-instruct-v0.2.Q4_K_M.gguf --draft small.gguf[/]  a small one guesses ahead
 
 [cyan]printf 'Tell me a story.\\nAnother one.\\n' | bise chat[/]  one message a line
 """
@@ -48,6 +50,7 @@ def chat(
         help="0 always takes the likeliest token; 0.7, the default, varies; above 1 it rambles.")] = 0.7,
     choosing: Choosing,
     loading: Loading,
+    ahead: Ahead,
 ) -> None:  # fmt: skip
     """Talk with a model.
 
@@ -58,7 +61,7 @@ def chat(
     listen(quiet)
     if sys.stdin.isatty():  # shells start background jobs with Ctrl-C ignored; at a terminal it has to count
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    loaded = loading.open(model)
+    loaded = loading.open(model, ahead)
     settle_format(loaded, format)
     options = choosing.options(loaded, temperature)
     options["max_tokens"] = loaded.context if max_tokens is None else max_tokens

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..api import Model
 
 LOADING, ANSWER, CHOICE = "How the model is loaded", "The answer", "How each token is chosen"
+AHEAD = "Reading ahead: the same text, sooner"
 REPETITION, SURPRISE = "Against repetition", "More or less surprise"
 FORMAT = "How messages are written: Mistral's v1, v2 or v3. Default: as the model's files say; base models: v1."
 MODEL = "A .gguf file, a safetensors folder, or a hub id such as ORG/REPO:Q4_K_M. Default: the built-in model."
@@ -55,17 +56,21 @@ class Loading:
 
     # fmt: on
 
-    def open(self, path: Path | str | None) -> Model:
+    def open(self, path: Path | str | None, ahead: Ahead | None = None) -> Model:
         """The model, with a bar on the terminal while its weights are placed."""
         from ..api import find, load
         from .terminal import Bar
 
+        ahead = ahead or Ahead()
         with Bar("pulling", "bytes") as bar:
             found = find(path, bar)
+        with Bar("pulling", "bytes") as bar:
+            draft = None if ahead.draft is None else find(ahead.draft, bar)
         with Bar("loading", "bytes") as bar:
             return load(
                 found, window=self.window_value(), context=self.context, kv=self.kv, threads=self.threads,
-                backend=self.backend, device=self.device, keep_packed=self.keep_packed, progress=bar,
+                backend=self.backend, device=self.device, lookup=not ahead.no_lookup, draft=draft,
+                keep_packed=self.keep_packed, progress=bar,
             )  # fmt: skip
 
     def window_value(self) -> int | str | None:
@@ -75,6 +80,22 @@ class Loading:
         if not re.fullmatch(r"[0-9]{1,9}", self.window):
             raise RequestError(f"--window is {self.window!r}, expected a number of tokens or none")
         return int(self.window)
+
+
+# fmt: off
+@dataclass
+class Ahead:
+    """Where guesses about the next tokens come from."""
+
+    draft: Annotated[str | None, option(AHEAD, "--draft", metavar="MODEL",
+        help="A smaller model with the same vocabulary guesses up to 4 tokens ahead; the model tests them in one step "
+             "and keeps those that it would have said. The text stays the same. It is asked "
+             "where that pays, by its measured speed and how often it was right. cpu backend only. "
+             "Default: none.")] = None
+    no_lookup: Annotated[bool, option(AHEAD, "--no-lookup",
+        help="Do not guess that a text which repeats itself goes on as it did before.")] = False
+
+    # fmt: on
 
 
 # fmt: off
