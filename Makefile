@@ -33,8 +33,8 @@ figures: .venv/.tests  ## draw the README's pictures again, and run the commands
 	@$(BIN)/python docs/figures/draw.py
 	@$(BIN)/python docs/tour.py
 
-bench: .venv/.tests  ## bise and llama.cpp on the same file, in turns: make bench MODEL=file.gguf
-	@$(BIN)/python bench/first_mark.py $(or $(MODEL),src/bise/models/puff.gguf)
+bench: .venv/.tests  ## bise and llama.cpp in turns, on files made for it, or: make bench MODEL=file.gguf
+	@$(BIN)/python bench/against.py $(MODEL)
 
 clean:
 	rm -rf .venv build

@@ -193,9 +193,15 @@ def refusals(tiny: Path) -> Iterator[tuple[list[str | Path], str]]:
     measure = ["bench", tiny, "--backend", BACKEND, "--depths"]
     yield [*measure, "1,x"], "--depths is '1,x', expected whole numbers with commas"
     yield [*measure, "900"], r"need 1,412 tokens, context is 1,024"
+    yield ["bench", tiny, tiny], "2 models were given, expected one: --against llama.cpp takes several"
+    yield ["bench", tiny, "--against", "vllm"], "--against is 'vllm', expected llama.cpp"
+    yield ["bench", tiny, "--against", "llama.cpp", "--kv", "q8_0"], "it takes --threads and --isa"
+    yield ["bench", tiny, "--against", "llama.cpp", "--repeats", "2"], "--against takes --rounds"
+    yield ["bench", tiny, "--against", "llama.cpp", "--rounds", "0"], "--rounds is 0, expected 1 or more"
+    yield ["bench", tiny, "--isa", "mmx"], "instruction set 'mmx' does not run here"
 
 
-@pytest.mark.parametrize("number", range(24))
+@pytest.mark.parametrize("number", range(30))
 def test_refusals_are_one_line_and_code_2(cli: Cli, tiny: Path, number: int) -> None:
     arguments, message = list(refusals(tiny))[number]
     done = cli(*arguments)
@@ -393,6 +399,29 @@ def test_bench_prints_one_line_of_json(cli: Cli, tiny: Path) -> None:
     assert found["machine"]["cpu"] and found["bandwidth_gb"] > 0
     table = cli("bench", tiny, *options).out
     assert "Tokens per second" in table and "prefill 32" in table
+
+
+def test_bench_against_needs_the_other_engine(cli: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bise.cli import against
+
+    monkeypatch.setattr(against, "find_spec", lambda name: None)
+    done = cli("bench", tiny, "--against", "llama.cpp")
+    assert done == ("", "bise: --against llama.cpp needs its Python package: pip install llama-cpp-python\n", 2)
+
+
+def test_bench_against_llama_cpp(cli: Cli, tmp_path: Path) -> None:
+    """The whole way, on puff, with two processes; figures are there, and saved as they are shown."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    pytest.importorskip("bise._kernels", reason="the C++ kernels are not built")
+    short = ("--prefill", "16", "--decode", "2", "--depths", "300", "--rounds", "1", "--threads", "1")
+    done = cli("bench", "--against", "llama.cpp", *short, "--isa", "base", "--save", tmp_path / "all.json")
+    assert done.code == 0, done.err
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert {"prefill at 300", "load, warm cache"} <= {line["name"] for line in found["lines"]["puff.gguf"]}
+    for line in found["lines"]["puff.gguf"]:
+        assert all(value["median"] > 0 for value in line["values"]) and line["ratio"] > 0
+    for words in ("decode, 8 sequences", "better by", "bandwidth", "isa='base'", "llama-cpp-python", "peak memory"):
+        assert words in done.out
 
 
 # --- what a terminal shows

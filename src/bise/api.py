@@ -158,7 +158,7 @@ class Model:
 
 def load(path: str | Path | None = None, *, window: int | str | None = None, context: int | None = None,
          kv: str = "f16", threads: int | None = None, backend: str = "cpu", device: str | None = None,
-         lookup: bool = True, draft: str | Path | None = None, keep_packed: bool = False,
+         lookup: bool = True, draft: str | Path | None = None, keep_packed: bool = False, isa: str = "",
          progress: Callable[[int, int], None] | None = None) -> Model:  # fmt: skip
     """Open a model and place it on a backend.
 
@@ -172,6 +172,7 @@ def load(path: str | Path | None = None, *, window: int | str | None = None, con
     draft        a smaller model with the same vocabulary that guesses ahead; the same text, sooner (cpu backend only)
     keep_packed  keep the weights on disk as the cpu backend lays them out, about the model's size again, in BISE_CACHE
                  or ~/.cache/bise: the next load maps that file (cpu backend only; `bise models remove` deletes it)
+    isa          instruction set of the cpu backend: "avx512vnni", "avx2", "base"; "": the best that runs here
     progress     called with (bytes placed, bytes in all)
     """
     weights = Weights.open(find(path))
@@ -183,7 +184,7 @@ def load(path: str | Path | None = None, *, window: int | str | None = None, con
     context = context or config.context
     small = None if draft is None else Weights.open(find(draft))
     log.info("%s", plan(weights, config, context, kv, small))
-    ops = load_ops(backend, threads, device)
+    ops = load_ops(backend, threads, device, isa)
     guesser = None
     if small is not None:
         _check_exact(ops)

@@ -56,8 +56,8 @@ class Loading:
 
     # fmt: on
 
-    def open(self, path: Path | str | None, ahead: Ahead | None = None) -> Model:
-        """The model, with a bar on the terminal while its weights are placed."""
+    def open(self, path: Path | str | None, ahead: Ahead | None = None, isa: str = "") -> Model:
+        """The model, with a bar on the terminal while its weights are placed. isa: as `bise.load` has it."""
         from ..api import find, load
         from .terminal import Bar
 
@@ -70,7 +70,7 @@ class Loading:
             return load(
                 found, window=self.window_value(), context=self.context, kv=self.kv, threads=self.threads,
                 backend=self.backend, device=self.device, lookup=not ahead.no_lookup, draft=draft,
-                keep_packed=self.keep_packed, progress=bar,
+                keep_packed=self.keep_packed, isa=isa, progress=bar,
             )  # fmt: skip
 
     def window_value(self) -> int | str | None:

@@ -104,8 +104,9 @@ class Ops(Protocol):
         the present chunk too, so that what a token sees does not depend on how the prompt was cut."""
 
 
-def load_ops(name: str = "cpu", threads: int | None = None, device: str | None = None) -> Ops:
-    """The backend by name, imported when asked for: "reference" | "cpu" | "torch"."""
+def load_ops(name: str = "cpu", threads: int | None = None, device: str | None = None,
+             isa: str = "") -> Ops:  # fmt: skip
+    """The backend by name, imported when asked for: "reference" | "cpu" | "torch". isa: see `Cpu`."""
     from ..errors import RequestError, UnsupportedError
 
     if name == "reference":
@@ -115,7 +116,10 @@ def load_ops(name: str = "cpu", threads: int | None = None, device: str | None =
     if name == "cpu":
         from .cpu import Cpu
 
-        return Cpu(threads)
+        try:
+            return Cpu(threads, isa)
+        except ValueError as error:  # what the extension says of threads and isa is one line already
+            raise RequestError(str(error)) from None
     if name == "torch":
         try:
             from .torch import Torch
