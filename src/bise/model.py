@@ -16,20 +16,23 @@ from .ops import Array, Ops
 from .weights import Layer, Parameters
 
 Tap = Callable[[int, Array], Array]  # (layer, (T, dim)) -> (T, dim): what every layer hands on may be read and written
+# (the last layer hands on only the rows whose logits are wanted)
 
 
 def forward(
     ops: Ops, config: Config, weights: Parameters, tokens: Array, batch: Batch, tap: Tap | None = None
 ) -> Array:
     """tokens (T,) -> logits (R, vocab_size) of the R rows that the batch wants."""
-    eps = config.norm_eps
+    eps, last = config.norm_eps, len(weights.blk) - 1
     x = ops.embed(weights.token_embd, tokens)  # (T, dim)
     for i, w in enumerate(weights.blk):
         x = x + attention(ops, w, ops.rms_norm(x, w.attn_norm, eps), batch, i)
+        if i == last:
+            x = x[batch.wanted]  # (R, dim): of the others only keys and values were wanted
         x = x + feed_forward(ops, w, ops.rms_norm(x, w.ffn_norm, eps))
         if tap:
             x = tap(i, x)
-    return ops.linear(ops.rms_norm(x[batch.wanted], weights.output_norm, eps), weights.output)
+    return ops.linear(ops.rms_norm(x, weights.output_norm, eps), weights.output)
 
 
 def attention(ops: Ops, w: Layer, x: Array, batch: Batch, layer: int) -> Array:
