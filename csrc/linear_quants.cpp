@@ -99,10 +99,12 @@ BISE_INLINE void block_dot(const W* w, const Act32* a, F* acc) {
     });
 }
 
-// Asks for the bytes of a block that comes later: the processor's own prefetcher stops at the end of each page.
+// Asks for the bytes of a block that comes later, in the first- or second-level cache: the processor's own prefetcher stops at
+// the end of each page. The second level has more requests under way at a time: what streams from memory asks there.
 constexpr i64 kAhead = 4096;
+template <int level>
 BISE_INLINE void prefetch(const uint8_t* p, i64 bytes) {
-    for (i64 i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+    for (i64 i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 4 - level);
 }
 
 // one panel times `count` columns of n, straight from the packed bytes; sums stay in registers
@@ -112,7 +114,7 @@ void columns(const Matrix& w, i64 p, const typename Packed<type>::Act* a, i64 co
     F acc[n];
     for (int c = 0; c < n; c++) acc[c] = zero();
     for (i64 b = 0; b < w.blocks; b++, panel += packed_bytes(type), a += n) {
-        prefetch(panel + kAhead, packed_bytes(type));
+        prefetch<2>(panel + kAhead, packed_bytes(type));
         const Packed<type> w1(panel);
         block_dot<Packed<type>, 1, n>(&w1, a, acc);
     }
@@ -138,7 +140,7 @@ void many_columns(const Matrix& w, i64 p, i64 p1, const typename Packed<type>::A
     for (i64 b = 0; b < w.blocks; b++, a += stride) {
         for (i64 i = 0; i < kPanels; i++) {
             const uint8_t* block = w.panel(p + i < p1 ? p + i : p1 - 1) + b * packed_bytes(type);
-            prefetch(block + packed_bytes(type), packed_bytes(type));
+            prefetch<1>(block + packed_bytes(type), packed_bytes(type));
             blocks[i].open(block);
         }
         for (i64 c = 0; c < count;) {
