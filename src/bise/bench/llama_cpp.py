@@ -18,6 +18,7 @@ from .turn import ids
 BATCH = 512  # tokens
 BLOCK = 128  # tokens that are really read to fill a context with copies of
 MAIN, SPARE = 0, 1  # sequences: the one that is timed, and the one where copies are put together
+_KEPT: list[Any] = []  # log callbacks: the library calls the last one as long as the process lives
 
 
 class LlamaCpp:
@@ -30,8 +31,8 @@ class LlamaCpp:
         except ImportError as error:
             raise UnsupportedError(f"llama.cpp is measured through llama-cpp-python ({error}): install it") from None
         self.threads = threads
-        self.silent = self.c.llama_log_callback(lambda *_: None)  # kept alive: the library calls it later
-        self.c.llama_log_set(self.silent, ctypes.c_void_p(0))
+        _KEPT.append(self.c.llama_log_callback(lambda *_: None))
+        self.c.llama_log_set(_KEPT[-1], ctypes.c_void_p(0))
         self.c.llama_backend_init()
         self.model = self.c.llama_model_load_from_file(path.encode(), self.c.llama_model_default_params())
         if not self.model:
