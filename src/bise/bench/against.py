@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from .turn import WARM_UP, Report, Run, Turn, under
 
 SMALL = 1_000_000_000  # parameters: what writes hundreds of tokens a second is given more of them
 MANY = 8  # sequences at once
+ONCE = 8192  # tokens of context beyond which a prefill is measured in the first round only
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Plan:
             if room < end <= config.context:
                 where = f"at {end // 1024}k" if end % 1024 == 0 else f"at {end:,}"
                 for run in (prefill, decode):
-                    runs[f"{run.what} {where}"] = replace(run, depth=end - room)
+                    once = run.what == "prefill" and end > ONCE
+                    runs[f"{run.what} {where}"] = replace(run, depth=end - room, once=once)
         return runs
 
 
@@ -133,14 +135,20 @@ Results = Sequence[Sequence[dict[str, Any]]]  # by engine and round, as `alterna
 def speed_lines(weights: Weights, runs: dict[str, Run], results: Results, bytes_per_second: float) -> list[Line]:
     """A line for each run, with bise's share of the bandwidth where one sequence decodes."""
     found = []
-    for i, (name, run) in enumerate(runs.items()):
-        values = tuple(Spread.of([one["runs"][i]["speed"] for one in some]) for some in results)
+    for name, run in runs.items():
+        values = tuple(Spread.of(list(_speeds(run, some))) for some in results)
         reached = None
         if run.what == "decode" and run.sequences == 1:
             read = bytes_per_token(weights, weights.config, "f16", run.depth)
             reached = share(values[0].median, read, bytes_per_second)
         found.append(Line(name, "tokens/s", values, reached))
     return found
+
+
+def _speeds(run: Run, rounds: Sequence[dict[str, Any]]) -> Iterator[float]:
+    """What this run came to in each round that it was part of."""
+    wanted = asdict(run).items()
+    return (found["speed"] for one in rounds for found in one["runs"] if wanted <= found.items())
 
 
 def size_lines(config: Config, results: Results) -> list[Line]:

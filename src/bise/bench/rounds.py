@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,14 @@ Load = Callable[[Turn], Loaded]  # what a door gives: `bise.load` with what a tu
 
 def alternate(turns: Sequence[Turn], count: int, report: Report = lambda _: None) -> list[list[dict[str, Any]]]:
     """Every turn `count` times, in the order 1 2 .. 1 2 ..; -> for each turn, what `play` and the system said each
-    time. The first file is read once before, so that all find it in the page cache."""
+    time. Its file is read before each, so that all find it in the page cache."""
     found: list[list[dict[str, Any]]] = [[] for _ in turns]
-    for file in {turn.file for turn in turns}:
-        report(f"reading {Path(file).name}")
-        wake(file)
     for number in range(count):
         for turn, results in zip(turns, found, strict=True):
+            report(f"reading {Path(turn.file).name}")
+            wake(turn.file)
+            if number:
+                turn = replace(turn, runs=tuple(run for run in turn.runs if not run.once))
             results.append(in_process(turn, under(report, f"round {number + 1} of {count}, {turn.engine}")))
     return found
 

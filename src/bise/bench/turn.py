@@ -24,12 +24,13 @@ def under(report: Report, heading: str) -> Report:
 @dataclass(frozen=True)
 class Run:
     """What is timed: `tokens` tokens are read ("prefill"), or written by each of `sequences` at once ("decode"), after
-    `depth` tokens of context."""
+    `depth` tokens of context. once: in the first round only, because it may take minutes."""
 
     what: Literal["prefill", "decode"]
     tokens: int
     depth: int = 0
     sequences: int = 1
+    once: bool = False
 
     def __post_init__(self) -> None:
         if self.sequences > 1 and (self.depth or self.what == "prefill"):
@@ -101,14 +102,14 @@ def perform(player: Player, runs: Sequence[Run], report: Report = lambda _: None
 
 
 def time_one(player: Player, run: Run) -> dict[str, Any]:
-    """Speed of one run, warmed up by a step at its depth. A run at a depth gets as many tokens as MOST seconds allow,
-    at the pace of its first few: attention to 32k tokens can take a second a token."""
+    """Speed of one run, warmed up by a step at its depth. Decoding at a depth gets as many tokens as MOST seconds allow,
+    at the pace of the first: attention to 32k tokens can take seconds a token. (A prefill is not cut: engines read few
+    tokens at once in another, slower way.)"""
     player.fill(run.depth)
     player.decode(1)
     tokens = run.tokens
-    if run.depth:
-        few = min(tokens, WARM_UP if run.what == "prefill" else 1)
-        tokens = max(few, min(tokens, int(MOST * few / _seconds(player, run, few))))
+    if run.depth and run.what == "decode":
+        tokens = max(1, min(tokens, int(MOST / _seconds(player, run, 1))))
     spent: list[float] = []
     while sum(spent) < LEAST:
         spent.append(_seconds(player, run, tokens))
