@@ -297,7 +297,7 @@ def test_a_depth_is_where_its_runs_end(tmp_path: Path) -> None:
 def test_the_share_is_that_of_bises_decoding(tmp_path: Path) -> None:
     weights = Weights.open(tiny_file(tmp_path))
     runs = {"p": Run("prefill", 4), "d": Run("decode", 4), "m": Run("decode", 4, sequences=8)}
-    result = {"runs": [{"speed": 500.0} for _ in runs]}
+    result = {"runs": [asdict(run) | {"speed": 500.0} for run in runs.values()]}
     read = bytes_per_token(weights, weights.config, "f16", 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "ARENA", 0)

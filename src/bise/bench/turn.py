@@ -102,9 +102,9 @@ def perform(player: Player, runs: Sequence[Run], report: Report = lambda _: None
 
 
 def time_one(player: Player, run: Run) -> dict[str, Any]:
-    """Speed of one run, warmed up by a step at its depth. Decoding at a depth gets as many tokens as MOST seconds allow,
-    at the pace of the first: attention to 32k tokens can take seconds a token. (A prefill is not cut: engines read few
-    tokens at once in another, slower way.)"""
+    """Speed of one run, warmed up by a step at its depth. Decoding at a depth gets as many tokens as MOST seconds
+    allow, at the pace of the first: attention to 32k tokens can take seconds a token. (A prefill is not cut: engines
+    read few tokens at once in another, slower way.)"""
     player.fill(run.depth)
     player.decode(1)
     tokens = run.tokens
