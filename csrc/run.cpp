@@ -24,11 +24,13 @@ uint8_t* scratch(int slot, size_t bytes) {
 }
 
 // Panels that one task takes, an even number (kernels take pairs): enough to stream for a while, few enough to share out
-// evenly, and with many tokens few enough for their bytes to stay in the second-level cache while the tokens pass.
+// evenly, and with many tokens few enough for their bytes to stay in the second-level cache while the tokens pass. A small
+// matrix is cut once for each thread: handing out tasks would cost more than waiting for the slower one.
 i64 panels_per_task(const Matrix& w, i64 T, int threads) {
     const i64 bytes = T > kFew ? 384 << 10 : 128 << 10;
-    const i64 fair = w.panels / (4 * threads), fit = bytes / w.panel_bytes();
-    return std::max<i64>(2, std::min(fair, fit) / 2 * 2);
+    const bool small = T <= kFew && w.panels * w.panel_bytes() <= threads * bytes * 2;
+    const i64 fair = (w.panels + 1) / (small ? threads : 4 * threads), fit = bytes / w.panel_bytes();
+    return std::max<i64>(2, (small ? fair : std::min(fair, fit)) / 2 * 2);
 }
 
 }  // namespace
