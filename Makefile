@@ -6,7 +6,7 @@ NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*.h csrc/*.cpp)
 MODEL ?=
 
 .DEFAULT_GOAL := chat
-.PHONY: chat test lint format sanitize figures bench clean
+.PHONY: chat test lint format sanitize emulate figures bench clean
 
 chat: .venv/.bise  ## talk to the built-in model, or: make chat MODEL=file.gguf
 	@$(BIN)/bise chat $(MODEL)
@@ -28,6 +28,9 @@ format: .venv/.tests
 sanitize: .venv/.bise  ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(PIP) pytest
 	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON=python csrc/sanitize.sh
+
+emulate: .venv/.bise  ## the kernels for arm64 in an emulator: needs qemu-user and a cross compiler
+	@PATH="$(CURDIR)/$(BIN):$$PATH" csrc/emulate.sh
 
 figures: .venv/.tests  ## draw the README's pictures again, and run the commands that it shows
 	@$(BIN)/python docs/figures/draw.py

@@ -127,15 +127,15 @@ __attribute__((noinline)) void score_rows(const float* q, const float* keys, i64
             a[r] = fma(ka, x, a[r]), b[r] = fma(kb, x, b[r]);
         }
     }
-    for (int r = 0; r < n; r++) store(scores + r * kKeys, a[r]), store(scores + r * kKeys + 16, b[r]);
+    // (a loop would keep the sums in memory: GCC takes arrays apart before it unrolls)
+    unroll<n>([&](auto r) BISE_LAMBDA { store(scores + r * kKeys, a[r]), store(scores + r * kKeys + 16, b[r]); });
 }
 
 // out (n heads, vecs * 16 of D) += weights (n, 32) . values (32, D), keys [lo, hi) ascending
 template <int n, int vecs>
 __attribute__((noinline)) void value_rows(const float* weights, const float* values, int lo, int hi, i64 wide, float* out) {
     F acc[n][vecs];
-    for (int r = 0; r < n; r++)
-        for (int i = 0; i < vecs; i++) acc[r][i] = load(out + r * wide + 16 * i);
+    unroll<n * vecs>([&](auto i) BISE_LAMBDA { acc[i / vecs][i % vecs] = load(out + i / vecs * wide + 16 * (i % vecs)); });
     for (int j = lo; j < hi; j++) {
         F v[vecs];
         for (int i = 0; i < vecs; i++) v[i] = load(values + j * wide + 16 * i);
@@ -144,8 +144,7 @@ __attribute__((noinline)) void value_rows(const float* weights, const float* val
             for (int i = 0; i < vecs; i++) acc[r][i] = fma(v[i], p, acc[r][i]);
         }
     }
-    for (int r = 0; r < n; r++)
-        for (int i = 0; i < vecs; i++) store(out + r * wide + 16 * i, acc[r][i]);
+    unroll<n * vecs>([&](auto i) BISE_LAMBDA { store(out + i / vecs * wide + 16 * (i % vecs), acc[i / vecs][i % vecs]); });
 }
 
 template <int n>

@@ -1,4 +1,4 @@
-// What each translation unit of one instruction set exports to table.cpp. BISE_ISA (base, avx2, avx512vnni) comes from CMake.
+// What each translation unit of one instruction set exports to table.cpp. BISE_ISA (base, avx2 ...) comes from CMake.
 #pragma once
 #include "kernels.h"
 

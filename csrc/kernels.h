@@ -106,6 +106,8 @@ BISE_INLINE constexpr i64 attend_scratch(i64 R, i64 D) {
     return 4 * (2 * rows * wide + 2 * kKeys * wide + rows * kKeys + wide + (rows + 15) / 16 * 16 + 16 * rows) + 64;
 }
 
-extern const Kernels kernels_base, kernels_avx2, kernels_avx512vnni;  // the last two only where BISE_X86 says so
+extern const Kernels kernels_base;
+extern const Kernels kernels_avx2, kernels_avx512vnni;  // where BISE_X86 is defined
+extern const Kernels kernels_neondot;                   // where BISE_ARM64 is
 
 }  // namespace bise

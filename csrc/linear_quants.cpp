@@ -46,9 +46,9 @@ BISE_INLINE void block_dot(const W* w, const Act256* a, F* acc) {
             for (int c = 0; c < n; c++) {
                 for (int p = 0; p < P; p++) {
                     if constexpr (kNarrow && W::is_signed)
-                        sums[p * n + c] = dot_signed(sums[p * n + c], q[p], a[c].q + 4 * j, scales[p]);
+                        sums[p * n + c] = dot_signed<j>(sums[p * n + c], q[p], a[c].q, scales[p]);
                     else
-                        parts[p * n + c] = dot(parts[p * n + c], q[p], a[c].q + 4 * j);
+                        parts[p * n + c] = dot<j>(parts[p * n + c], q[p], a[c].q);
                 }
             }
         });
@@ -81,9 +81,9 @@ BISE_INLINE void block_dot(const W* w, const Act32* a, F* acc) {
                 for (int p = 0; p < P; p++) {
                     Part& sum = parts[p * n + c];
                     if constexpr (kNarrow && W::is_signed)
-                        sum = dot_signed(sum, q[p], a[c].q + 4 * j, set1_i(0x00010001));
+                        sum = dot_signed<j>(sum, q[p], a[c].q, set1_i(0x00010001));
                     else
-                        sum = dot(sum, q[p], a[c].q + 4 * j);
+                        sum = dot<j>(sum, q[p], a[c].q);
                 }
             }
         });

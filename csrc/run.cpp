@@ -2,6 +2,13 @@
 
 #include <algorithm>
 
+#if defined(BISE_ARM64) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#elif defined(BISE_ARM64) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 namespace bise {
 namespace {
 
@@ -106,6 +113,22 @@ void attend(const Kernels& k, Pool& pool, const RingView& ring, const Span* span
     });
 }
 
+#ifdef BISE_ARM64
+namespace {
+bool has_dot_products() {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#elif defined(__APPLE__)
+    int there = 0;
+    size_t size = sizeof there;
+    return !sysctlbyname("hw.optional.arm.FEAT_DotProd", &there, &size, nullptr, 0) && there;
+#else
+    return false;
+#endif
+}
+}  // namespace
+#endif
+
 const std::vector<const Kernels*>& kernels_here() {
     static const std::vector<const Kernels*> here = [] {
         std::vector<const Kernels*> sets;
@@ -118,6 +141,9 @@ const std::vector<const Kernels*>& kernels_here() {
                             __builtin_cpu_supports("avx512vnni");
         if (avx2 && avx512) sets.push_back(&kernels_avx512vnni);
         if (avx2) sets.push_back(&kernels_avx2);
+#endif
+#ifdef BISE_ARM64
+        if (has_dot_products()) sets.push_back(&kernels_neondot);
 #endif
         sets.push_back(&kernels_base);
         return sets;

@@ -2,7 +2,7 @@
 // whatever registers that takes. All of it lives in an anonymous namespace, so that no function compiled for one
 // instruction set can be linked into another (the one-definition trap).
 //
-// Integer dot products: lane r of `dot` adds the products of the 4 bytes of lane r with 4 bytes of activations.
+// Integer dot products: lane r of `dot<j>` adds the products of the 4 bytes of lane r with bytes 4j..4j+3 of the activations.
 //   Part   sums of a few dots          Sum    parts times their integer scales     Scale  one scale per lane
 //   kDots  how many dots of weights up to `top` a Part can hold
 // Where products add up in int16 (kNarrow, AVX2), a Part holds few dots and has no room for an offset. Where the weights of a
@@ -20,6 +20,8 @@
 #include "simd_avx512.h"
 #elif defined(__AVX2__)
 #include "simd_avx2.h"
+#elif defined(__aarch64__)
+#include "simd_neon.h"
 #else
 #include "simd_base.h"
 #endif

@@ -150,8 +150,9 @@ inline I settled(I x) {
     asm("" : "+x"(x.a), "+x"(x.b));
     return x;
 }
-inline Part dot(Part acc, I w, const int8_t* p) {
-    const __m256i x = _mm256_set1_epi32(four(p));
+template <int j>
+inline Part dot(Part acc, I w, const int8_t* q) {
+    const __m256i x = _mm256_set1_epi32(four(q + 4 * j));
     return settled(
         {_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.a, x)), _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.b, x))});
 }
@@ -162,8 +163,9 @@ inline F sum_float(Sum s) { return to_float(s); }
 inline I part_total(Part p) { return pair_sums(p, set1_i(0x00010001)); }
 
 // signed weights: |w| times the activations with w's sign; one pair of products fits an int16, so it is scaled at once
-inline I dot_signed(I acc, I w, const int8_t* p, Scale scale) {
-    const __m256i x = _mm256_set1_epi32(four(p));
+template <int j>
+inline I dot_signed(I acc, I w, const int8_t* q, Scale scale) {
+    const __m256i x = _mm256_set1_epi32(four(q + 4 * j));
     const I product = {_mm256_maddubs_epi16(_mm256_abs_epi8(w.a), _mm256_sign_epi8(x, w.a)),
                        _mm256_maddubs_epi16(_mm256_abs_epi8(w.b), _mm256_sign_epi8(x, w.b))};
     return settled(add_i(acc, pair_sums(product, scale)));

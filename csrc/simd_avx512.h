@@ -101,7 +101,10 @@ using Part = I;
 using Sum = F;
 using Scale = F;
 inline Part part(int32_t offset) { return set1_i(offset); }
-inline Part dot(Part acc, I w, const int8_t* x) { return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(four(x)))}; }
+template <int j>
+inline Part dot(Part acc, I w, const int8_t* q) {
+    return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(four(q + 4 * j)))};
+}
 inline Scale to_scale(I lanes) { return to_float(lanes); }
 inline Sum sum_zero() { return zero(); }
 inline Sum add_scaled(Sum s, Part p, Scale scale) { return fma(to_float(p), scale, s); }

@@ -1,5 +1,5 @@
-// simd.h in portable C++ (GCC and Clang vector types), for any x86-64 and arm64. There is no fused multiply-add to rely on:
-// fma(a, b, c) rounds twice here.
+// simd.h in portable C++ (GCC and Clang vector types), for any x86-64 and for what else there is. There is no fused
+// multiply-add to rely on: fma(a, b, c) rounds twice here.
 #pragma once
 
 namespace bise {
@@ -159,11 +159,15 @@ using Sum = I;
 using Scale = I;
 inline Part part(int32_t offset) { return set1_i(offset); }
 // a call each: inlined hundreds of times into the unrolled kernels, it takes compilers minutes
-[[maybe_unused, gnu::noinline]] Part dot(Part acc, I w, const int8_t* x) {
+[[maybe_unused, gnu::noinline]] Part dot4(Part acc, I w, const int8_t* x) {
     acc += (w & 255) * x[0];
     acc += ((w >> 8) & 255) * x[1];
     acc += ((w >> 16) & 255) * x[2];
     return acc + ((w >> 24) & 255) * x[3];
+}
+template <int j>
+inline Part dot(Part acc, I w, const int8_t* q) {
+    return dot4(acc, w, q + 4 * j);
 }
 inline Scale to_scale(I lanes) { return lanes; }
 inline Sum sum_zero() { return zero_i(); }

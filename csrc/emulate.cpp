@@ -1,0 +1,298 @@
+// Every instruction set that runs here against plain loops in double precision, without Python: a check for an emulator, and a
+// quick one anywhere. On arm64 the sets have to agree to the bit as well; everywhere what is quantised and stored has to.
+//   emulate [NAME]    NAME: the set that has to be the one chosen here
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <random>
+#include <string>
+
+#include "half.h"
+#include "pack.h"
+#include "run.h"
+
+using namespace bise;
+using Floats = std::vector<float>;
+using Doubles = std::vector<double>;
+
+namespace {
+
+#ifdef BISE_ARM64
+constexpr bool kSameBits = true;
+#else
+constexpr bool kSameBits = false;  // fused here, rounded twice there; sums of 16 lanes in another order
+#endif
+constexpr i64 kAll = i64{1} << 40;
+
+std::mt19937 chance(1);
+long checks = 0;
+Pool pool(2);
+
+float number() { return std::normal_distribution<float>()(chance); }
+Floats numbers(i64 n) {
+    Floats x(static_cast<size_t>(n));
+    for (float& value : x) value = number();
+    return x;
+}
+
+void same(const std::string& what, const Kernels& k, const void* got, const void* want, size_t bytes) {
+    checks++;
+    if (!std::memcmp(got, want, bytes)) return;
+    size_t i = 0;
+    while (static_cast<const char*>(got)[i] == static_cast<const char*>(want)[i]) i++;
+    std::printf("%s: %s and base differ, first in byte %zu of %zu\n", what.c_str(), k.name, i, bytes);
+    std::exit(1);
+}
+
+// within `bound` times the largest magnitude that is wanted
+void near(const std::string& what, const Kernels& k, const Floats& got, const Doubles& want, double bound) {
+    checks++;
+    double top = 0;
+    for (double value : want) top = std::fmax(top, std::fabs(value));
+    for (size_t i = 0; i < want.size(); i++) {
+        if (std::fabs(got[i] - want[i]) <= bound * top) continue;
+        std::printf("%s: %s has %.9g at %zu of %zu where plain loops have %.9g\n", what.c_str(), k.name,
+                    static_cast<double>(got[i]), i, want.size(), want[i]);
+        std::exit(1);
+    }
+}
+
+// what `run` computes on every set, against `want` and against base
+void check(const std::string& what, const Doubles& want, const std::function<Floats(const Kernels&)>& run) {
+    const Floats base = run(kernels_base);
+    for (const Kernels* k : kernels_here()) {
+        const Floats got = run(*k);
+        near(what, *k, got, want, 1e-5);
+        if (kSameBits) same(what, *k, got.data(), base.data(), sizeof(float) * base.size());
+    }
+}
+
+// Rows as a file has them: random bytes, with float16 scales of a sound size at these bytes of a block.
+constexpr i64 kScale[kTypes] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 80, 108, 0, 0, 208, 0};
+constexpr i64 kOther[kTypes] = {0, 0, 0, 0, 0, 2, 0, 2, 0, 82, 108, 2, 2, 208, 0};
+std::vector<uint8_t> file_rows(Type type, i64 rows, i64 cols) {
+    const i64 step = block_columns(type), bytes = row_bytes(type, step);
+    std::vector<uint8_t> file(static_cast<size_t>(rows * row_bytes(type, cols)));
+    for (uint8_t& byte : file) byte = static_cast<uint8_t>(chance());
+    for (uint8_t* p = file.data(); p < file.data() + file.size(); p += bytes) {
+        const uint32_t bits = bits_of(number()), sign = bits >> 31 << 15;
+        const uint32_t half = sign | (type == Type::F16 ? chance() % 0x4000 : 0x2000 + chance() % 0x400);
+        if (type == Type::F32 || type == Type::BF16)
+            std::memcpy(p, reinterpret_cast<const uint8_t*>(&bits) + 4 - bytes, static_cast<size_t>(bytes));
+        else
+            for (i64 at : {kScale[static_cast<int>(type)], kOther[static_cast<int>(type)]}) std::memcpy(p + at, &half, 2);
+    }
+    return file;
+}
+
+// column k of a block, for the types that dequantise_row has not: the layouts of pack.cpp, one number at a time
+float column(Type type, const uint8_t* p, int k) {
+    constexpr float iq4[] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+    const auto half = [&](int at) { return from_f16(read<uint16_t>(p + at)); };
+    const auto bits = [&](int at, int shift, int n) { return p[at] >> shift & ((1 << n) - 1); };
+    const auto four = [&](int at) { return bits(at + k % 16, k % 32 / 16 * 4, 4); };
+    const auto two = [&](int at) { return bits(at + k / 128 * 32 + k % 32, k % 128 / 32 * 2, 2); };
+    const auto five = [&](int at) { return four(at + 4) | bits(at + k / 8, k % 8, 1) << 4; };
+    const int s = k / 16;
+    if (type == Type::Q4_1) return half(0) * four(4) + half(2);
+    if (type == Type::Q5_0) return half(0) * (five(2) - 16);
+    if (type == Type::Q5_1) return half(0) * five(4) + half(2);
+    if (type == Type::IQ4_NL) return half(0) * iq4[four(2)];
+    if (type == Type::Q2_K) return half(80) * ((p[s] & 15) * two(16)) - half(82) * (p[s] >> 4);
+    if (type == Type::Q3_K) {
+        const int scale = bits(96 + s % 8, s / 8 * 4, 4) | bits(104 + s % 4, s / 4 * 2, 2) << 4;
+        return half(108) * ((scale - 32) * (two(32) + 4 * bits(k % 32, k / 32, 1) - 4));
+    }
+    const int scale = bits(4 + s / 4, s / 2 % 2 * 4, 4) | bits(2 + s / 8, s / 2 % 4 * 2, 2) << 4;  // IQ4_XS
+    return half(0) * (scale - 32) * iq4[four(8 + s / 2 * 16)];
+}
+Floats plain_rows(Type type, const uint8_t* p, i64 rows, i64 cols) {
+    Floats plain(static_cast<size_t>(rows * cols));
+    const i64 step = block_columns(type);
+    for (i64 i = 0; i < rows * cols; i += step, p += row_bytes(type, step)) {
+        if (dequantises(type)) dequantise_row(type, p, step, plain.data() + i);
+        for (int k = 0; k < step && !dequantises(type); k++) plain.data()[i + k] = column(type, p, k);
+    }
+    return plain;
+}
+
+// x (T, cols) as `linear` sees it: through 8 bits, but for float weights
+template <class Act, class Quantise>
+Floats rounded(const Floats& x, i64 cols, i64 T, Quantise Kernels::* quantise, float (*scale)(const Act&, i64)) {
+    const size_t bytes = sizeof(Act) * static_cast<size_t>(padded(T) * ((cols + kColumns - 1) / kColumns));
+    const Buffer base(bytes);
+    (kernels_base.*quantise)(x.data(), cols, T, 0, T, base.as<Act>());
+    for (const Kernels* k : kernels_here()) {
+        const Buffer mine(bytes);
+        (k->*quantise)(x.data(), cols, T, 0, T, mine.as<Act>());
+        same("quantise " + std::to_string(T) + " x " + std::to_string(cols), *k, mine.bytes(), base.bytes(), bytes);
+    }
+    Floats y(x.size());
+    for (i64 i = 0; i < T * cols; i++) {
+        const i64 t = i / cols, c = i % cols;
+        const Act& a = base.as<Act>()[c / kColumns * padded(T) + t];
+        y[static_cast<size_t>(i)] = scale(a, c % kColumns) * static_cast<float>(a.q[c % kColumns]);
+    }
+    return y;
+}
+Floats seen(Type type, const Floats& x, i64 cols, i64 T) {
+    if (is_float(type)) return x;
+    if (by_256(type)) return rounded<Act256>(x, cols, T, &Kernels::quantise256, [](const Act256& a, i64) { return a.d; });
+    return rounded<Act32>(x, cols, T, &Kernels::quantise32, [](const Act32& a, i64 c) { return a.d[c / 32]; });
+}
+
+void check_sick() {  // blocks with an infinity, a NaN, next to nothing, nothing and the largest numbers
+    Floats x = numbers(2 * 1280);
+    x[3] = INFINITY, x[257] = NAN;
+    for (size_t i = 512; i < 1280; i++) x[i] *= i < 768 ? 1e-38f : i < 1024 ? 0.0f : 1e37f;
+    seen(Type::Q8_0, x, 1280, 2);
+    seen(Type::Q4_K, x, 1280, 2);
+}
+
+void check_linear(Type type, i64 rows, i64 cols) {
+    const std::vector<uint8_t> file = file_rows(type, rows, cols);
+    Matrix w{type, rows, cols, (rows + kRows - 1) / kRows, (cols + kColumns - 1) / kColumns, {}};
+    w.data = Buffer(static_cast<size_t>(w.panels * w.panel_bytes()));
+    if (pack(pool, file.data(), w) != kSound) std::exit(1);
+    const Floats plain = plain_rows(type, file.data(), rows, cols);
+    for (i64 T : {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 67}) {
+        const Floats x = numbers(T * cols), at = seen(type, x, cols, T);
+        near("quantise", kernels_base, at, Doubles(x.begin(), x.end()), 0.004);
+        Doubles want(static_cast<size_t>(T * rows));
+        for (i64 i = 0; i < T * rows; i++)
+            for (i64 c = 0; c < cols; c++) {
+                want[static_cast<size_t>(i)] += static_cast<double>(plain[static_cast<size_t>(i % rows * cols + c)]) *
+                                                static_cast<double>(at[static_cast<size_t>(i / rows * cols + c)]);
+            }
+        check("linear of type " + std::to_string(static_cast<int>(type)) + ", " + std::to_string(rows) + " x " +
+                  std::to_string(cols) + ", T " + std::to_string(T),
+              want, [&](const Kernels& k) {
+                  Floats y(want.size());
+                  linear(k, pool, x.data(), T, {&w}, {y.data()});
+                  return y;
+              });
+    }
+}
+
+void check_small(i64 T, i64 n) {
+    const Floats x = numbers(T * n), w = numbers(n);
+    const size_t size = x.size();
+    Doubles norm(size), silu(size), turned(2 * size);
+    for (size_t i = 0; i < size; i++) {
+        const size_t row = i / static_cast<size_t>(n) * static_cast<size_t>(n);
+        double squares = 0;
+        for (size_t j = row; j < row + static_cast<size_t>(n); j++) squares += static_cast<double>(x[j]) * x[j];
+        norm[i] = x[i] / std::sqrt(squares / static_cast<double>(n) + 1e-5) * w[i - row];
+        silu[i] = 40.0 * x[i] / (1 + std::exp(-40.0 * x[i])) * x[size - 1 - i];
+    }
+    const std::string shape = std::to_string(T) + " x " + std::to_string(n);
+    check("rms_norm " + shape, norm, [&](const Kernels& k) {
+        Floats y(size);
+        rms_norm(k, pool, x.data(), w.data(), 1e-5f, T, n, y.data());
+        return y;
+    });
+    check("swiglu " + shape, silu, [&](const Kernels& k) {
+        Floats gate(x), up(x.rbegin(), x.rend());
+        for (float& value : gate) value *= 40;
+        swiglu(k, pool, gate.data(), up.data(), T * n);
+        return gate;
+    });
+    const Floats v = numbers(2 * T * n);  // one head of n pairs; x and w stand for cosines and sines
+    Floats cos(x), sin(x.rbegin(), x.rend());
+    for (size_t i = 0; i < size; i++) {
+        turned[2 * i] = static_cast<double>(v[2 * i]) * cos[i] - static_cast<double>(v[2 * i + 1]) * sin[i];
+        turned[2 * i + 1] = static_cast<double>(v[2 * i]) * sin[i] + static_cast<double>(v[2 * i + 1]) * cos[i];
+    }
+    check("rope " + shape, turned, [&](const Kernels& k) {
+        Floats y(v);
+        rope(k, pool, y.data(), cos.data(), sin.data(), T, 1, n);
+        return y;
+    });
+}
+
+constexpr i64 S = 2, G = 2;
+struct Ring {
+    Buffer k, v, k_scale, v_scale;
+    RingView view;
+    Ring(Kv kv, i64 N, i64 D) {
+        const auto numbers = static_cast<size_t>(S * G * N * D);
+        k = Buffer(4 * numbers), v = Buffer(4 * numbers), k_scale = Buffer(2 * numbers), v_scale = Buffer(2 * numbers);
+        view = {kv, S, G, N, D, k.bytes(), v.bytes(), k_scale.as<uint16_t>(), v_scale.as<uint16_t>()};
+    }
+    double at(const Buffer& values, const Buffer& scales, i64 slot, i64 d) const {
+        const i64 i = slot * view.D + d;
+        if (view.kv == Kv::F32) return values.as<float>()[i];
+        if (view.kv == Kv::F16) return from_f16(values.as<uint16_t>()[i]);
+        return static_cast<double>(from_f16(scales.as<uint16_t>()[i / 32])) * values.as<int8_t>()[i];
+    }
+};
+
+Doubles attended(const Ring& ring, const Span& span, i64 R, i64 window, const Floats& q) {
+    const i64 D = ring.view.D, N = ring.view.N;
+    Doubles out(q.size());
+    for (i64 i = 0; i < span.count * G * R; i++) {
+        const i64 position = span.position + i / (G * R), g = i / R % G;
+        double total = 0;
+        for (i64 p = std::max<i64>(0, position - window + 1); p <= position; p++) {
+            const i64 slot = (span.sequence * G + g) * N + p % N;
+            double score = 0;
+            for (i64 d = 0; d < D; d++) score += q[static_cast<size_t>(i * D + d)] * ring.at(ring.k, ring.k_scale, slot, d);
+            const double weight = std::exp(score / std::sqrt(static_cast<double>(D)));
+            total += weight;
+            for (i64 d = 0; d < D; d++) out[static_cast<size_t>(i * D + d)] += weight * ring.at(ring.v, ring.v_scale, slot, d);
+        }
+        for (i64 d = 0; d < D; d++) out[static_cast<size_t>(i * D + d)] /= total;
+    }
+    return out;
+}
+
+// 130 tokens in chunks of 45, more than one unit of work, through a ring that they all fit into or one that is overwritten
+void check_attend(Kv kv, i64 D, i64 R, i64 window) {
+    const i64 N = window == kAll ? 160 : 96;
+    std::vector<Ring> rings;
+    for (size_t i = 0; i <= kernels_here().size(); i++) rings.emplace_back(kv, N, D);
+    const Ring& base = rings.back();
+    const std::string what = "attend over " + std::to_string(static_cast<int>(kv)) + ", D " + std::to_string(D) + ", R " +
+                             std::to_string(R) + ", ring " + std::to_string(N);
+    for (int32_t position = 0; position < 130; position += 45) {
+        const Span span{1, 0, std::min(45, 130 - position), position};
+        const Floats k = numbers(span.count * G * D), v = numbers(span.count * G * D), q = numbers(span.count * G * R * D);
+        store(kernels_base, pool, base.view, &span, 1, k.data(), v.data());
+        for (size_t i = 0; i < kernels_here().size(); i++) {
+            const Kernels& set = *kernels_here()[i];
+            store(set, pool, rings[i].view, &span, 1, k.data(), v.data());
+            same("store: " + what, set, rings[i].k.bytes(), base.k.bytes(), base.k.size());
+            same("store: " + what, set, rings[i].v.bytes(), base.v.bytes(), base.v.size());
+            same("store: " + what, set, rings[i].k_scale.bytes(), base.k_scale.bytes(), base.k_scale.size());
+        }
+        check(what, attended(base, span, R, window, q), [&](const Kernels& set) {
+            Floats out(q.size());
+            attend(set, pool, base.view, &span, 1, G * R, window, q.data(), out.data());
+            return out;
+        });
+    }
+}
+
+}  // namespace
+
+int main(int count, char** names) {
+    for (const Kernels* k : kernels_here()) std::printf("%s ", k->name);
+    if (count > 1 && std::string(names[1]) != kernels_here()[0]->name) {
+        std::printf("\nshould have chosen %s\n", names[1]);
+        return 1;
+    }
+    check_sick();
+    for (int type = 0; type < kTypes; type++) {
+        const i64 step = block_columns(static_cast<Type>(type));
+        for (i64 rows : {1, 51})
+            for (i64 cols : {step, 3 * step, (517 + step) / step * step}) check_linear(static_cast<Type>(type), rows, cols);
+    }
+    for (i64 n : {1, 5, 16, 37, 300}) check_small(3, n);
+    for (Kv kv : {Kv::F32, Kv::F16, Kv::Q8_0})
+        for (i64 D : {5, 16, 32, 50, 64, 128})
+            for (i64 R : {1, 4, 8})
+                for (i64 window : {i64{40}, kAll})
+                    if (kv != Kv::Q8_0 || D % 32 == 0) check_attend(kv, D, R, window);
+    std::printf("- %ld checks\n", checks);
+}
