@@ -6,7 +6,7 @@ namespace bise {
 namespace {
 
 constexpr bool kNarrow = true, kBiased = false;
-constexpr int kPanels = 1, kTile = 4, kRest = 4;
+constexpr int kPanels = 1, kTile = 4, kRest = 2;
 constexpr int kQueryRows = 2;
 constexpr int kHeads = 2, kVecs = 2;
 
