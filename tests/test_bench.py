@@ -300,7 +300,7 @@ def test_the_share_is_that_of_bises_decoding(tmp_path: Path) -> None:
     result = {"runs": [asdict(run) | {"speed": 500.0} for run in runs.values()]}
     read = bytes_per_token(weights, weights.config, "f16", 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory, "ARENA", 0)
+        patch.setattr(memory, "CACHED", 0)
         found = against.speed_lines(weights, runs, [[result], [result]], read * 1000)
     assert [line.share for line in found] == [None, 0.5, None]
 

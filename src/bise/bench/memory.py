@@ -11,7 +11,8 @@ from ..config import Config
 from ..weights import Weights
 from .machine import cores
 
-ARENA = 1 << 28  # bytes that the bandwidth test reads: far more than any cache holds
+ARENA = 1 << 30  # bytes that the bandwidth test reads: more than any cache holds
+CACHED = 1 << 28  # bytes per token below which a processor's caches may hold much of a model
 
 
 def bandwidth(threads: int | None = None, nbytes: int = ARENA, repeats: int = 5) -> float:
@@ -43,4 +44,4 @@ def bytes_per_token(weights: Weights, config: Config, kv: str, depth: int) -> in
 def share(tokens_per_second: float, token_bytes: int, bytes_per_second: float) -> float | None:
     """Bytes that decoding read per second, over what the memory gives: 1 would be perfect. None for models so small
     that a processor's caches may hold them."""
-    return None if token_bytes < ARENA else round(tokens_per_second * token_bytes / bytes_per_second, 3)
+    return None if token_bytes < CACHED else round(tokens_per_second * token_bytes / bytes_per_second, 3)
