@@ -236,7 +236,7 @@ def time_all(arguments: argparse.Namespace) -> None:
         rows.append(row := compare(model, kind, arguments))
         print(f"{kind:10} {row['tasks']:6} {row['plain']:10.2f} {row['ahead']:10.2f} {row['tokens_per_step']:12.2f}"
               f" {row['quicker_in_all']:7.2f}x   {row['least']:.2f} - {row['most']:.2f}", flush=True)  # fmt: skip
-    print(json.dumps({"model": str(model.path), "own": arguments.own, "tokens": arguments.tokens, "rows": rows}))
+    print(json.dumps({"model": model.path.name, "own": arguments.own, "tokens": arguments.tokens, "rows": rows}))
 
 
 def main() -> None:
