@@ -32,7 +32,7 @@ FLOORS = [
     {"model", "cache"},
     {"cuts", "sampler", "speech", "odds", "pace", "scout", "draft", "engine"},
     {"bench"},
-    {"completion", "session", "api", "cli", "__main__"},
+    {"completion", "session", "api", "server", "cli", "__main__"},
 ]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 CRAFTS = FLOORS[5]

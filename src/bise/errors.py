@@ -5,7 +5,9 @@ BiseError
 ├── UnsupportedError  a sound file or request that bise does not run (another architecture, a missing backend)
 ├── ContextError    more tokens than the context holds
 ├── TemplateError   a chat template refused the messages, or was refused itself
-└── RequestError    a request whose values cannot be served (a temperature of NaN, an unknown option)
+├── RequestError    a request whose values cannot be served (a temperature of NaN, an unknown option)
+├── BusyError       as many requests wait as may
+└── DownError       the process that computes is not running
 """
 
 
@@ -31,3 +33,15 @@ class TemplateError(BiseError):
 
 class RequestError(BiseError):
     """A request whose values cannot be served."""
+
+
+class BusyError(BiseError):
+    """As many requests are waiting as may: come back in `retry_after` seconds."""
+
+    def __init__(self, line: str, retry_after: float = 1.0) -> None:
+        super().__init__(line)
+        self.retry_after = retry_after
+
+
+class DownError(BiseError):
+    """The process that computes is not running: it is starting, or it has died and starts again."""
