@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import panels
+from .blocks import Blocks
 from .cache import Cache, cache_bytes, whole
 from .chat import ChatFormat
 from .completion import Completion, Options
@@ -108,11 +109,13 @@ class Model:
         session = self._session()
         return session.finish(session.again(options, messages=messages))
 
-    def engine(self, sequences: int = 1) -> Engine:
-        """A cache for so many sequences and the loop around it; the draft model gets a cache of its own there."""
+    def engine(self, sequences: int = 1, reuse: int = 0) -> Engine:
+        """A cache for so many sequences and the loop around it; the draft model gets a cache of its own there.
+        reuse: bytes for keeping what the cache would forget (blocks.py)."""
         cache = Cache(self.ops, self.config, sequences, self.context, self.kv)
         scout = self.draft.scout(sequences, self) if self.draft else None
-        return Engine(self.ops, self.config, self.parameters, cache, lookup=self.lookup, scout=scout)
+        blocks = Blocks(cache, reuse) if reuse else None
+        return Engine(self.ops, self.config, self.parameters, cache, lookup=self.lookup, scout=scout, blocks=blocks)
 
     def scout(self, sequences: int, other: Model) -> Scout:
         """This model as the one that guesses for the `other`."""

@@ -106,17 +106,36 @@ class Cache:
     def rewind(self, sequence: int, length: int) -> bool:
         """Forget what follows the first `length` tokens. False, and nothing done, if keys that position `length` may
         see have been overwritten: then the sequence has to be read again from its start."""
-        if length == 0:
-            self.lengths[sequence] = self.oldest[sequence] = 0
-        elif self.first_visible(length) < self.oldest[sequence]:
+        if not self.can_rewind(sequence, length):
             return False
+        if length == 0:
+            self.oldest[sequence] = 0
         self.lengths[sequence] = length
         return True
+
+    def can_rewind(self, sequence: int, length: int) -> bool:
+        """Whether all that the token at position `length` sees is still there."""
+        return length == 0 or self.first_visible(length) >= self.oldest[sequence]
 
     def first_visible(self, position: int) -> int:
         """The oldest key that the token at `position` sees."""
         window = self.config.sliding_window
         return 0 if window is None else max(0, position - window + 1)
+
+    def read(self, sequence: int, start: int, end: int) -> list[np.ndarray]:
+        """A copy of what lies at positions start to end, less than a turn of the ring and within one; `write` puts it
+        back, into any sequence."""
+        slots, numpy = self._slots(start, end), self.ops.numpy
+        return [numpy(part[sequence][:, slots]).copy() for ring in self.rings for part in ring.parts]
+
+    def write(self, sequence: int, start: int, parts: Sequence[np.ndarray]) -> None:
+        """Lay down at position start what `read` gave. `lengths` and `oldest` are the caller's to set."""
+        slots = self._slots(start, start + parts[0].shape[1])
+        for held, part in zip((p for ring in self.rings for p in ring.parts), parts, strict=True):
+            held[sequence][:, slots] = self.ops.array(part)
+
+    def _slots(self, start: int, end: int) -> slice:
+        return slice(start % self.size, start % self.size + end - start)
 
     def save(self, sequence: int) -> dict[str, QTensor]:
         """The keys and values that the next token may see, by position: "0.k", "0.v", "1.k" ... (G*J, D)."""

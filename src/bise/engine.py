@@ -5,92 +5,124 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
+from .blocks import BLOCK, Blocks
 from .cache import CHUNK, Cache
 from .config import Config
 from .draft import Draft
 from .errors import ContextError, RequestError
 from .model import Tap, forward
-from .ops import Ops
+from .ops import Array, Ops
 from .pace import Pace
-from .sampler import Sampler
+from .sampler import Sampler, logprob_of, top_logprobs
 from .scout import Scout
 from .weights import Parameters
 
 ROWS = 5  # tokens of one step that cost little more than one: the weights are read once for all of them
+BESIDE = 32  # tokens of prompts that a step reads while others speak: they should hardly notice
+
+Likely = list[tuple[int, float]]  # ids and their logprobs, the likeliest first
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
     """One sequence to be continued. The engine fills what stands below the line."""
 
     prompt: Sequence[int]
     sampler: Sampler
-    max_tokens: int
+    max_tokens: int  # 0: the prompt is only read, for `score` or `embed`
     stop_ids: frozenset[int] = frozenset()
     sequence: int = 0  # which of the cache's sequences it lives in
+    salt: str = ""  # what others have read is used only under the same one
+    alternatives: int = 0  # so many of the likeliest tokens are noted at every place
+    score: int | None = None  # the prompt's own tokens are rated, and so many alternatives noted
+    embed: bool = False  # `hidden` is wanted
     # ---
     tokens: list[int] = field(default_factory=list)  # what was sampled, without the stop id
     logprobs: list[float] = field(default_factory=list)
+    likely: list[Likely] = field(default_factory=list)  # of each token, its alternatives
+    scores: list[tuple[float, Likely]] = field(default_factory=list)  # of the prompt from its second token on
+    hidden: np.ndarray | None = None  # (dim,) float64: the sum of the prompt's last hidden states, normed
     read: int = 0  # tokens of the prompt that are in the cache
     reused: int = 0  # of these, how many were there before
-    finish_reason: str | None = None  # "stop" | "length"
+    finish_reason: str | None = None  # "stop" | "length" | "error"
+    error: Exception | None = None
     draft: Draft | None = None  # None: no guessing
 
     @property
-    def pending(self) -> Sequence[int]:
-        """What the next step reads for this request: a chunk of the prompt, or the token sampled last."""
-        if self.read < len(self.prompt):
-            return self.prompt[self.read : self.read + CHUNK]
-        return self.tokens[-1:]
+    def unread(self) -> int:
+        return len(self.prompt) - self.read
+
+    @property
+    def every_row(self) -> bool:
+        """Whether the model's output is wanted after each token of the prompt."""
+        return self.score is not None or self.embed
+
+
+@dataclass
+class Part:
+    """What one step reads for a request: tokens that are certain, and guesses at what follows."""
+
+    request: Request
+    ids: list[int]
+    guesses: list[int]
+
+    @property
+    def wanted(self) -> int:
+        """The rows at its end whose logits are wanted."""
+        prompt = self.request.read < len(self.request.prompt)
+        return len(self.ids) if prompt and self.request.every_row else 1 + len(self.guesses)
 
 
 class Engine:
     """The loop around the forward pass. A request's tokens do not depend on the others in the batch, nor on `lookup`
-    and `scout`: whether steps read guesses ahead, and whose (draft.py). That holds to the bit on the cpu backend."""
+    and `scout`: whether steps read guesses ahead, and whose (draft.py), nor on `blocks`: what was read before. That
+    holds to the bit on the cpu backend."""
 
     def __init__(
         self, ops: Ops, config: Config, weights: Parameters, cache: Cache, tap: Tap | None = None,
-        lookup: bool = False, scout: Scout | None = None,
+        lookup: bool = False, scout: Scout | None = None, blocks: Blocks | None = None,
     ) -> None:  # fmt: skip
         self.ops, self.config, self.weights, self.cache = ops, config, weights, cache
-        self.tap, self.lookup, self.scout = tap, lookup, scout
+        self.tap, self.lookup, self.scout, self.blocks = tap, lookup, scout, blocks
         self.pace = scout.pace if scout else Pace()
         self._drafts: list[Draft | None] = [None for _ in cache.lengths]
         self.history: list[list[int]] = [[] for _ in cache.lengths]  # the ids whose keys each sequence holds
+        self.salts = ["" for _ in cache.lengths]  # under which each was read
+        self._kept = [0 for _ in cache.lengths]  # up to where `blocks` has been offered what each holds
         self.running: list[Request] = []
 
     def submit(self, request: Request) -> None:
-        """Take a request; what its sequence already holds of the prompt is not read again."""
-        self._check(request)
-        history = self.history[request.sequence]
-        shared = _shared(history, request.prompt[:-1])  # the last token is always read: its logits are wanted
-        if not self.cache.rewind(request.sequence, shared):
-            shared = 0
-            self.cache.rewind(request.sequence, 0)
-        del history[shared:]
-        request.read = request.reused = shared
+        """Take a request; what its sequence already holds of the prompt, or `blocks`, is not read again."""
+        self.check(request)
+        s, wanted = request.sequence, request.prompt[:-1]  # the last token is always read: its logits are wanted
+        if request.every_row:
+            wanted = []
+        here = self.shared(s, wanted, request.salt)
+        if self.blocks:
+            if here < len(self.history[s]):
+                self.keep(s)
+            if self.blocks.known(request.salt, wanted) > here:
+                here = self.blocks.fill(request.salt, wanted, s)
+                self.history[s] = list(wanted[:here])
+        self.cache.rewind(s, here)
+        del self.history[s][here:]
+        self.salts[s], self._kept[s] = request.salt, min(self._kept[s], here)
+        request.read = request.reused = here
         request.draft = self._draft(request)
         self.running.append(request)
 
     def step(self) -> list[Request]:
-        """One forward pass for all running requests; the finished ones are returned and leave."""
-        parts = [(r, list(r.pending), self._guesses(r)) for r in self.running]
-        batch = self.cache.batch([(r.sequence, len(ids) + len(guesses)) for r, ids, guesses in parts])
-        tokens = np.array([i for _, ids, guesses in parts for i in ids + guesses], np.int32)
-        ends = (batch.spans[:, 1] + batch.spans[:, 2]).tolist()
-        batch.wanted = np.concatenate(
-            [np.arange(end - 1 - len(g), end) for end, (_, _, g) in zip(ends, parts, strict=True)]
-        )
-        started = time.perf_counter()
-        logits = iter(self.ops.numpy(forward(self.ops, self.config, self.weights, tokens, batch, self.tap)))
-        if all(len(ids) == 1 for _, ids, _ in parts):
-            self.pace.add(len(tokens), time.perf_counter() - started)
-        self.cache.advance(batch)
-        for request, ids, guesses in parts:
-            self._take(request, ids, guesses, [next(logits) for _ in (0, *guesses)])
+        """One forward pass for all running requests; the finished ones are returned and leave. An error ends the
+        request that it comes from: `finish_reason` is "error"."""
+        parts = self._parts()
+        if not self._try(parts) and len(parts) > 1:  # whose fault was it? What was written is written again
+            for part in parts:
+                part.request.error, part.request.finish_reason = None, None
+                self._try([part])
         finished = [r for r in self.running if r.finish_reason]
         self.running = [r for r in self.running if not r.finish_reason]
         return finished
@@ -99,6 +131,99 @@ class Engine:
         """Stop working on a request; what it has read stays for the next one."""
         if request in self.running:
             self.running.remove(request)
+
+    def shared(self, sequence: int, ids: Sequence[int], salt: str) -> int:
+        """How many of `ids` a sequence holds and could go on from."""
+        if salt != self.salts[sequence]:
+            return 0
+        n = common(self.history[sequence], ids)
+        return n if self.cache.can_rewind(sequence, n) else 0
+
+    def keep(self, sequence: int, end: int | None = None) -> None:
+        """Offer `blocks` what a sequence holds, up to position `end`: it may be overwritten."""
+        if self.blocks:
+            history, start = self.history[sequence], self._kept[sequence]
+            end = min(len(history), end or len(history))
+            self.blocks.keep(self.salts[sequence], history, sequence, start, end)
+            self._kept[sequence] = max(start, end // BLOCK * BLOCK)
+
+    def check(self, request: Request) -> None:
+        """RequestError or ContextError where a request cannot be served."""
+        n, context, vocab = len(request.prompt), self.cache.context, self.config.vocab_size
+        if n == 0:
+            raise RequestError("the prompt has no tokens: give at least one")
+        if n > context:
+            raise ContextError(f"prompt has {n:,} tokens, context is {context:,}: shorten it or pass --context")
+        least = 0 if request.every_row else 1
+        if request.max_tokens < least:
+            raise RequestError(f"max_tokens is {request.max_tokens}, expected {least} or more")
+        outside = next((i for i in request.prompt if not 0 <= i < vocab), None)
+        if outside is not None:
+            raise RequestError(f"token id {outside} is outside the vocabulary of {vocab:,}")
+
+    def _parts(self) -> list[Part]:
+        """A chunk of every prompt that is not read yet, the last token and guesses of the others. While somebody speaks
+        the chunks are short, so that nobody has to wait for a long prompt."""
+        reading = [r for r in self.running if r.unread]
+        chunks = iter(share(CHUNK if len(reading) == len(self.running) else BESIDE, [r.unread for r in reading]))
+        parts = []
+        for request in self.running:
+            if not request.unread:
+                parts.append(Part(request, request.tokens[-1:], self._guesses(request)))
+            elif chunk := next(chunks):
+                parts.append(Part(request, list(request.prompt[request.read : request.read + chunk]), []))
+        return parts
+
+    def _try(self, parts: Sequence[Part]) -> bool:
+        try:
+            self._run(parts)
+        except Exception as error:
+            for part in parts:
+                part.request.error, part.request.finish_reason = error, "error"
+                self.cache.lengths[part.request.sequence] = len(self.history[part.request.sequence])
+            return False
+        return True
+
+    def _run(self, parts: Sequence[Part]) -> None:
+        sizes = [(p.request.sequence, len(p.ids) + len(p.guesses)) for p in parts]
+        self._keep_what_goes(sizes)
+        batch = self.cache.batch(sizes)
+        tokens = np.array([i for p in parts for i in p.ids + p.guesses], np.int32)
+        ends = (batch.spans[:, 1] + batch.spans[:, 2]).tolist()
+        batch.wanted = np.concatenate([np.arange(end - p.wanted, end) for end, p in zip(ends, parts, strict=True)])
+        seen: list[Array] = []
+        tap = partial(self._look, seen) if any(p.request.embed for p in parts) else self.tap
+        started = time.perf_counter()
+        logits = self.ops.numpy(forward(self.ops, self.config, self.weights, tokens, batch, tap))
+        if all(len(p.ids) == 1 for p in parts):
+            self.pace.add(len(tokens), time.perf_counter() - started)
+        self.cache.advance(batch)
+        row = 0
+        for part in parts:
+            rows = slice(row, row + part.wanted)
+            row = rows.stop
+            if part.request.embed and part.request.unread:
+                self._add_hidden(part.request, seen[0][rows])
+            self._take(part, logits[rows])
+
+    def _keep_what_goes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Offer `blocks` what the next step's tokens will overwrite, a chunk at a time."""
+        for sequence, n in sizes:
+            goes = self.cache.lengths[sequence] + n - self.cache.size  # everything before this position
+            if goes > self._kept[sequence]:
+                self.keep(sequence, goes + CHUNK)
+
+    def _look(self, seen: list[Array], layer: int, x: Array) -> Array:
+        """A tap that notes the last layer's output, after the engine's own tap."""
+        x = self.tap(layer, x) if self.tap else x
+        if layer == self.config.n_layers - 1:
+            seen.append(x)
+        return x
+
+    def _add_hidden(self, request: Request, x: Array) -> None:
+        normed = self.ops.numpy(self.ops.rms_norm(x, self.weights.output_norm, self.config.norm_eps))
+        total = normed.astype(np.float64).sum(0)
+        request.hidden = total if request.hidden is None else request.hidden + total
 
     def _draft(self, request: Request) -> Draft | None:
         """The guesser of the request's sequence; it knows the text so far where that is the prompt's beginning."""
@@ -112,57 +237,84 @@ class Engine:
 
     def _guesses(self, request: Request) -> list[int]:
         """What may follow the token that the request is about to read, where reading it ahead is nearly free."""
-        if request.draft is None or request.read < len(request.prompt):
+        if request.draft is None:
             return []
         room = self.cache.context - len(self.history[request.sequence]) - 1
         most = min(ROWS // len(self.running) - 1, request.max_tokens - len(request.tokens) - 1, room)
         return request.draft.guess(most, len(self.running)) if most > 0 else []
 
-    def _take(self, request: Request, ids: list[int], guesses: list[int], rows: list[np.ndarray]) -> None:
-        """The step has read `ids` and `guesses`; rows are the logits after the last id and after each guess. A guess
-        stands as long as it is what the model says; the rest is forgotten."""
-        history = self.history[request.sequence]
-        history += ids
-        request.read = min(request.read + len(ids), len(request.prompt))
-        if request.read < len(request.prompt):
-            return
-        right = 0
-        while self._sample(request, rows[right]) and right < len(guesses) and request.tokens[-1] == guesses[right]:
-            history.append(guesses[right])
-            right += 1
-        if guesses and request.draft:
+    def _take(self, part: Part, rows: np.ndarray) -> None:
+        """The step has read a part; rows are the logits after its last ids, one for each wanted. A guess stands as long
+        as it is what the model says; the rest is forgotten. An error here is this request's alone."""
+        request, history = part.request, self.history[part.request.sequence]
+        history += part.ids
+        try:
+            if request.unread:
+                self._read(request, len(part.ids), rows)
+                rows = rows[-1:]
+            right = 0
+            if not request.unread and request.finish_reason is None:
+                while self._sample(request, rows[right]):
+                    if right == len(part.guesses) or request.tokens[-1] != part.guesses[right]:
+                        break
+                    history.append(part.guesses[right])
+                    right += 1
+        except Exception as error:
+            request.error, request.finish_reason = error, "error"
+            right = 0
+        if part.guesses and request.draft:
             request.draft.judge(right)
             self.cache.rewind(request.sequence, len(history))
+
+    def _read(self, request: Request, n: int, rows: np.ndarray) -> None:
+        """n tokens more of the prompt have been read."""
+        request.read += n
+        if request.score is not None:
+            follow = request.prompt[request.read - n + 1 : request.read + 1]
+            for token, row in zip(follow, rows):  # noqa: B905  # the last token of the prompt is followed by none
+                row = row[: request.sampler.vocab_size]
+                request.scores.append((logprob_of(row, token), top_logprobs(row, request.score)))
+        if not request.unread and request.max_tokens == 0:
+            request.finish_reason = "length"
 
     def _sample(self, request: Request, logits: np.ndarray) -> bool:
         """Add one token, or end the request; True if it goes on."""
         history = self.history[request.sequence]
-        token, logprob = request.sampler.sample(logits[: request.sampler.vocab_size], history)
+        logits = logits[: request.sampler.vocab_size]
+        token, logprob = request.sampler.sample(logits, history)
         if token in request.stop_ids:
             request.finish_reason = "stop"
             return False
         request.tokens.append(token)
         request.logprobs.append(logprob)
+        if request.alternatives:
+            request.likely.append(top_logprobs(logits, request.alternatives))
         if request.draft:
             request.draft.extend([token])
         if len(history) >= self.cache.context or len(request.tokens) >= request.max_tokens:
             request.finish_reason = "length"
         return request.finish_reason is None
 
-    def _check(self, request: Request) -> None:
-        n, context, vocab = len(request.prompt), self.cache.context, self.config.vocab_size
-        if n == 0:
-            raise RequestError("the prompt has no tokens: give at least one")
-        if n > context:
-            raise ContextError(f"prompt has {n:,} tokens, context is {context:,}: shorten it or pass --context")
-        if request.max_tokens < 1:
-            raise RequestError(f"max_tokens is {request.max_tokens}, expected 1 or more")
-        outside = next((i for i in request.prompt if not 0 <= i < vocab), None)
-        if outside is not None:
-            raise RequestError(f"token id {outside} is outside the vocabulary of {vocab:,}")
+
+def share(room: int, wishes: Sequence[int]) -> list[int]:
+    """Room for so many tokens, dealt out evenly; what one does not need goes to the others."""
+    given = [0] * len(wishes)
+    order = sorted(range(len(wishes)), key=wishes.__getitem__)
+    for left, i in zip(range(len(wishes), 0, -1), order, strict=True):
+        given[i] = min(wishes[i], CHUNK, -(-room // left))
+        room -= given[i]
+    return given
 
 
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+def common(a: Sequence[int], b: Sequence[int]) -> int:
     """How many ids the two have in common from the start."""
-    n = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), None)  # noqa: B905
-    return min(len(a), len(b)) if n is None else n
+    least, most = 0, min(len(a), len(b))
+    if list(a[:most]) == list(b[:most]):
+        return most
+    while most - least > 1:  # a[:least] agrees, a[:most] does not
+        middle = (least + most) // 2
+        if list(a[least:middle]) == list(b[least:middle]):
+            least = middle
+        else:
+            most = middle
+    return least

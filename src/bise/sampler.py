@@ -203,6 +203,12 @@ def top_logprobs(logits: npt.NDArray[np.float32], n: int) -> list[tuple[int, flo
     return [(int(i), float(x[i] - total)) for i in kept]
 
 
+def logprob_of(logits: npt.NDArray[np.float32], token: int) -> float:
+    """The log-probability of one id under the softmax of all."""
+    x = _checked(logits, len(logits))
+    return float(x[token] - log_sum_exp(x))
+
+
 def breakers(pieces: Sequence[bytes], strings: Sequence[str]) -> frozenset[int]:
     """The ids of the tokens that contain one of `strings`: DRY's sequence breakers, usually newline : " and *."""
     wanted = [s.encode() for s in strings]

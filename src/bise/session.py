@@ -190,6 +190,8 @@ class Session:
         try:
             while not speech.stopped and request.finish_reason is None:
                 self._engine.step()
+                if request.error:
+                    raise request.error
                 clock.tick(request)
                 if progress and len(request.tokens) <= 1:
                     progress(request.read, len(request.prompt))

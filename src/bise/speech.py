@@ -19,6 +19,7 @@ class Speech:
         self._stream, self._stop = tokenizer.stream(start) if tokenizer else None, tuple(stop)
         self._held = ""  # may be the beginning of a stop string
         self.stopped = False
+        self.found = ""  # the stop string that ended it
 
     def push(self, token: int) -> str:
         return self._release(self._stream.push(token) if self._stream else "")
@@ -33,10 +34,11 @@ class Speech:
         if self.stopped:
             return ""
         text = self._held + piece
-        found = [at for at in (text.find(s) for s in self._stop) if at >= 0]
+        found = [(at, s) for at, s in ((text.find(s), s) for s in self._stop) if at >= 0]
         if found:
+            at, self.found = min(found)
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[:at]
         keep = max((_overlap(text, s) for s in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -47,6 +47,11 @@ class Ring:
         """(name, values, scales) of the keys and of the values."""
         return ("k", self.k, self.k_scale), ("v", self.v, self.v_scale)
 
+    @property
+    def parts(self) -> list[Array]:
+        """All that it holds: keys, values, and their scales where it has some."""
+        return [part for part in (self.k, self.v, self.k_scale, self.v_scale) if part is not None]
+
 
 def numpy_ring(sequences: int, kv_heads: int, size: int, head_dim: int, kv: str) -> Ring:
     """`Ops.ring` for the backends whose arrays are NumPy's."""

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from ..errors import FormatError
 
 LENGTH = struct.Struct(">I")
 MOST = 1 << 28  # bytes of a frame: 32k scored tokens with 20 alternatives each are 30 MB
@@ -18,8 +21,8 @@ MOST = 1 << 28  # bytes of a frame: 32k scored tokens with 20 alternatives each 
 class Ask:
     """One text to be continued, scored or embedded; checked by whoever made it."""
 
-    prompt: list[int]
-    max_tokens: int = 16  # 0: only read the prompt
+    prompt: list[int] = field(default_factory=list)
+    max_tokens: int = 16  # 0: only read the prompt, for `score` or `embed`
     sampling: dict[str, Any] = field(default_factory=dict)  # fields of sampler.Sampling
     stop: list[str] = field(default_factory=list)
     ignore_eos: bool = False
@@ -54,10 +57,48 @@ class News:
     scores: list[Token] = field(default_factory=list)  # with Ask.score: the prompt, in order, as it is read
     embedding: list[float] | None = None  # (dim,), not normalised
     finish: str = ""  # "stop" | "length" | "error"
+    stop: str = ""  # the stop string that ended it, "" for the model's own end
+    seconds: list[float] = field(default_factory=list)  # with finish: waiting, reading the prompt, speaking
     error: str = ""  # one line, with finish "error"
     refused: bool = False  # the error is the ask's own (400), not the engine's (500)
 
 
 def frame(message: dict[str, Any]) -> bytes:
-    body = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode()
+    body = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
     return LENGTH.pack(len(body)) + body
+
+
+def packed(thing: Ask | News) -> dict[str, Any]:
+    """The fields that are not as they are by default."""
+    fields, usual = vars(thing), vars(_USUAL[type(thing)])
+    return {name: value for name, value in fields.items() if value != usual[name]}
+
+
+def news_of(fields: dict[str, Any]) -> News:
+    """What `packed` made of news whose tokens were written as [id, logprob, top]."""
+    news = News(**fields)
+    news.tokens, news.scores = ([Token(*t) for t in ts] for ts in (news.tokens, news.scores))  # type: ignore[misc]
+    return news
+
+
+class Inbox:
+    """Bytes as they come in, whole frames out."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def push(self, data: bytes) -> Iterator[dict[str, Any]]:
+        self._bytes += data
+        while len(self._bytes) >= LENGTH.size:
+            (n,) = LENGTH.unpack_from(self._bytes)
+            if n > MOST:
+                raise FormatError(f"a frame of {n:,} bytes between the server's processes, expected at most {MOST:,}")
+            end = LENGTH.size + n
+            if len(self._bytes) < end:
+                return
+            body = bytes(self._bytes[LENGTH.size : end])
+            del self._bytes[:end]
+            yield json.loads(body)
+
+
+_USUAL: dict[type, Ask | News] = {Ask: Ask(), News: News()}

@@ -1,0 +1,109 @@
+"""What has been read before: keys and values in blocks of 32 tokens, found again by the exact ids that led there.
+
+A rolling buffer forgets what has left the window, and a sequence that is given to another text forgets all. What is
+about to be lost is copied here, block by block, into a tree whose edges are 32 ids each: texts that begin alike share
+their blocks, and a text can be taken up at any multiple of 32. That needs only the blocks that the next token sees, so
+with a window of W tokens W / 32 of them, however long the text. Ids are compared, never hashes of them, and a text that
+was read under one salt is never found under another. The memory is bounded: the block that was used longest ago goes.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+
+from .cache import Cache
+from .ops import TILE
+
+BLOCK = TILE  # tokens; a ring's size is a multiple of it, so a block lies in one piece
+
+
+class Node:
+    """32 tokens after those of its parent. data: their keys and values, where they are here."""
+
+    __slots__ = ("children", "data", "key", "parent")
+
+    def __init__(self, parent: Node | None = None, key: bytes = b"") -> None:
+        self.parent, self.key = parent, key
+        self.children: dict[bytes, Node] = {}
+        self.data: list[np.ndarray] | None = None
+
+
+class Blocks:
+    """Blocks of a cache's sequences, at most `limit` bytes of them."""
+
+    def __init__(self, cache: Cache, limit: int) -> None:
+        self.cache, self.limit = cache, limit
+        self._root = Node()
+        self._held: OrderedDict[Node, None] = OrderedDict()  # those with data, the longest unused first
+        self._size = cache.nbytes // len(cache.lengths) // cache.size * BLOCK  # bytes of a block
+
+    @property
+    def nbytes(self) -> int:
+        return len(self._held) * self._size
+
+    def keep(self, salt: str, ids: Sequence[int], sequence: int, start: int, end: int) -> None:
+        """Copy the blocks of positions start to end of a sequence that holds `ids`, as far as its ring still has them
+        and they are not here yet."""
+        start = max(start, self.cache.oldest[sequence])
+        first, last = -(-start // BLOCK), end // BLOCK
+        if first >= last or self.limit < self._size:
+            return
+        path = self._path(salt, ids[: last * BLOCK], grow=True)
+        for i, node in enumerate(path[first:], first):
+            if node.data is None:
+                node.data = self.cache.read(sequence, i * BLOCK, (i + 1) * BLOCK)
+            self._held[node] = None
+            self._held.move_to_end(node)
+            while self.nbytes > self.limit:
+                self._drop(next(iter(self._held)))
+
+    def known(self, salt: str, ids: Sequence[int]) -> int:
+        """From how many tokens of `ids` on a sequence could be taken up."""
+        return self._reach(self._path(salt, ids)) * BLOCK
+
+    def fill(self, salt: str, ids: Sequence[int], sequence: int) -> int:
+        """Make a sequence hold the beginning of `ids`, as far as it is known -> tokens."""
+        path = self._path(salt, ids)
+        last = self._reach(path)
+        first = self.cache.first_visible(last * BLOCK) // BLOCK
+        for i in range(first, last):
+            data = path[i].data
+            assert data is not None  # `_reach` has seen to it
+            self.cache.write(sequence, i * BLOCK, data)
+            self._held.move_to_end(path[i])
+        self.cache.lengths[sequence], self.cache.oldest[sequence] = last * BLOCK, first * BLOCK
+        return last * BLOCK
+
+    def _reach(self, path: Sequence[Node]) -> int:
+        """The most blocks of a path after which all that the next token sees is here."""
+        reach = run = 0
+        for n, node in enumerate(path, 1):
+            run = 0 if node.data is None else run + 1
+            if run >= n - self.cache.first_visible(n * BLOCK) // BLOCK:
+                reach = n
+        return reach
+
+    def _path(self, salt: str, ids: Sequence[int], grow: bool = False) -> list[Node]:
+        """The nodes of the whole blocks of `ids`, as far as there are any; grow: all of them, made where missing."""
+        flat = np.asarray(ids, np.int32).tobytes()
+        width, node, path = BLOCK * 4, self._root, []
+        for key in (salt.encode(), *(flat[at : at + width] for at in range(0, len(flat) // width * width, width))):
+            found = node.children.get(key)
+            if found is None:
+                if not grow:
+                    return path[1:]
+                found = node.children[key] = Node(node, key)
+            node = found
+            path.append(node)
+        return path[1:]
+
+    def _drop(self, node: Node) -> None:
+        """Give back a block's memory, and the branch that led to nothing else."""
+        del self._held[node]
+        node.data = None
+        while node.parent is not None and node.data is None and not node.children:
+            del node.parent.children[node.key]
+            node = node.parent

@@ -1,0 +1,220 @@
+"""The engine's process: `python -m bise.server.worker FD`. It takes asks from the socket FD and sends news.
+
+It ends when the other end of the socket is closed, so no worker outlives its server.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..api import Model, load
+from ..engine import Engine, Request
+from ..errors import BiseError
+from ..sampler import Sampler, Sampling
+from ..scheduler import Scheduler
+from ..speech import Speech
+from .wire import Ask, Inbox, News, frame, packed
+
+log = logging.getLogger("bise.server")
+
+
+@dataclass(eq=False)
+class Ticket:
+    """An ask at work, and how much of it has been told."""
+
+    id: int
+    request: Request
+    speech: Speech
+    alternatives: int | None
+    born: float = field(default_factory=time.monotonic)
+    started: float = 0.0  # when its prompt began to be read
+    spoke: float = 0.0  # when its first token came
+    said: int = 0
+    scored: int = 0
+    read: int = -1  # of the prompt, when it was last told
+
+
+class Worker:
+    """The model, its scheduler, and the tickets of all asks."""
+
+    def __init__(self, model: Model, slots: int, reuse: int, send: Callable[[dict[str, Any]], None]) -> None:
+        self.model, self.send = model, send
+        self.engine: Engine = model.engine(slots, reuse)
+        self.scheduler = Scheduler(self.engine)
+        self.tickets: dict[int, Ticket] = {}
+        self._of: dict[Request, Ticket] = {}
+
+    def take(self, message: dict[str, Any]) -> None:
+        """Something came in."""
+        if "ask" in message:
+            self._ask(message["ask"], Ask(**message["of"]))
+        elif "cancel" in message and (ticket := self.tickets.get(message["cancel"])):
+            self._drop(ticket)
+        elif "call" in message:
+            self._call(message["call"], message["what"], message["details"])
+
+    def step(self) -> None:
+        """One step for everybody, and the news of it."""
+        began = time.monotonic()
+        self.scheduler.step()
+        now, told = time.monotonic(), []
+        for ticket in list(self.tickets.values()):
+            news = self._news(ticket, began, now)
+            if news is not None:
+                told.append([ticket.id, packed(news)])
+                if news.finish:
+                    self._drop(ticket)
+        if told:
+            self.send({"news": told})
+
+    def _ask(self, id: int, ask: Ask) -> None:
+        try:
+            request = self._request(ask)
+            self.scheduler.submit(request, ask.client)
+        except Exception as error:
+            self.send({"news": [[id, packed(_failure(error))]]})
+            return
+        speech = Speech(self.model.maybe_tokenizer, ask.stop, ask.start)
+        self.tickets[id] = self._of[request] = Ticket(id, request, speech, ask.alternatives)
+
+    def _request(self, ask: Ask) -> Request:
+        settings = dict(ask.sampling)
+        settings["logit_bias"] = {int(i): bias for i, bias in settings.get("logit_bias", {}).items()}
+        settings["dry_breakers"] = frozenset(settings.get("dry_breakers", ()))
+        sampler = Sampler(Sampling(**settings), self.model.vocab_size)
+        ends = frozenset() if ask.ignore_eos else self.model.stop_ids
+        return Request(
+            ask.prompt, sampler, ask.max_tokens, ends, salt=ask.salt, alternatives=ask.alternatives or 0,
+            score=ask.score, embed=ask.embed,
+        )  # fmt: skip
+
+    def _drop(self, ticket: Ticket) -> None:
+        self.scheduler.cancel(ticket.request)
+        del self.tickets[ticket.id], self._of[ticket.request]
+
+    def _news(self, ticket: Ticket, began: float, now: float) -> News | None:
+        """What there is to tell of a ticket; None: nothing."""
+        request, speech = ticket.request, ticket.speech
+        if request not in self.engine.running and request.finish_reason is None:
+            return None  # still waiting
+        ticket.started = ticket.started or began
+        if request.read == ticket.read and ticket.said == len(request.tokens) and request.finish_reason is None:
+            return None
+        news = News(read=request.read, reused=request.reused)
+        if request.score is not None:
+            self._tell_scores(ticket, news)
+        pieces = []
+        while ticket.said < len(request.tokens) and not speech.stopped:
+            pieces.append(speech.push(request.tokens[ticket.said]))
+            news.tokens.append(self._token(ticket, ticket.said))  # type: ignore[arg-type]  # written as a list
+            ticket.said += 1
+        ticket.read, ticket.spoke = request.read, ticket.spoke or (now if ticket.said else 0.0)
+        if speech.stopped or request.finish_reason:
+            pieces.append(speech.flush())
+            self._tell_end(ticket, news, now)
+        news.text = "".join(pieces)
+        cache, s = self.engine.cache, request.sequence
+        news.held, news.first = cache.lengths[s], cache.first_visible(cache.lengths[s])
+        return news
+
+    def _token(self, ticket: Ticket, i: int) -> list[Any]:
+        request = ticket.request
+        if ticket.alternatives is None:
+            return [request.tokens[i]]
+        return [request.tokens[i], request.logprobs[i], request.likely[i] if request.likely else []]
+
+    def _tell_scores(self, ticket: Ticket, news: News) -> None:
+        request = ticket.request
+        if ticket.scored == 0 and request.read:
+            news.scores.append([request.prompt[0], None, []])  # type: ignore[arg-type]
+        first, ticket.scored = ticket.scored, len(request.scores)
+        for i in range(first, ticket.scored):
+            news.scores.append([request.prompt[i + 1], *request.scores[i]])  # type: ignore[arg-type]
+
+    def _tell_end(self, ticket: Ticket, news: News, now: float) -> None:
+        request = ticket.request
+        if request.error is not None and not ticket.speech.stopped:
+            failure = _failure(request.error)
+            news.finish, news.error, news.refused = failure.finish, failure.error, failure.refused
+        else:
+            news.finish = "stop" if ticket.speech.stopped else request.finish_reason or "length"
+            news.stop = ticket.speech.found
+        if request.hidden is not None:
+            news.embedding = (request.hidden / len(request.prompt)).tolist()
+        spoke = ticket.spoke or now
+        news.seconds = [ticket.started - ticket.born, spoke - ticket.started, now - spoke]
+
+    def _call(self, id: int, what: str, details: dict[str, Any]) -> None:
+        """Something asked of the engine itself, between two steps."""
+        try:
+            answer = {"stats": self._stats}[what](**details)
+            self.send({"answer": id, "of": answer})
+        except (BiseError, OSError) as error:
+            self.send({"answer": id, "error": str(error)})
+        except KeyError:
+            self.send({"answer": id, "error": f"nothing is called {what!r}"})
+
+    def _stats(self) -> dict[str, Any]:
+        engine = self.engine
+        return {
+            "running": len(engine.running), "waiting": self.scheduler.waiting, "slots": len(engine.history),
+            "held": [len(h) for h in engine.history], "cache_bytes": engine.cache.nbytes,
+            "reuse_bytes": engine.blocks.nbytes if engine.blocks else 0,
+        }  # fmt: skip
+
+
+def _failure(error: Exception) -> News:
+    """The end of an ask that went wrong: by its own fault, or by ours, which goes to the log."""
+    if isinstance(error, BiseError):
+        return News(finish="error", error=str(error), refused=True)
+    log.error("a request failed", exc_info=error)
+    return News(finish="error", error=f"the engine failed: {type(error).__name__}")
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the server decides when to end
+    line = socket.socket(fileno=int(sys.argv[1]))
+    inbox = Inbox()
+
+    def send(message: dict[str, Any]) -> None:
+        line.sendall(frame(message))
+
+    first = next(iter(_receive(line, inbox, True)))
+    try:
+        try:
+            model = load(**first["load"], progress=lambda done, all: send({"loading": [done, all]}))
+            worker = Worker(model, first["slots"], first["reuse"], send)
+        except (BiseError, MemoryError) as error:
+            send({"fatal": str(error) or "not enough memory"})
+            return
+        send({"ready": worker._stats()})
+        while True:
+            for message in _receive(line, inbox, not worker.tickets):
+                worker.take(message)
+            if worker.tickets:
+                worker.step()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+def _receive(line: socket.socket, inbox: Inbox, wait: bool) -> list[dict[str, Any]]:
+    """What has come in; wait: until something does. EOFError at the end."""
+    messages: list[dict[str, Any]] = []
+    while (wait and not messages) or select.select([line], [], [], 0)[0]:
+        data = line.recv(1 << 20)
+        if not data:
+            raise EOFError
+        messages += inbox.push(data)
+    return messages
+
+
+if __name__ == "__main__":
+    main()
