@@ -179,7 +179,7 @@ def load(path: str | Path | None = None, *, window: int | str | None = None, con
     progress     called with (bytes placed, bytes in all)
     """
     weights = Weights.open(find(path))
-    config = _windowed(weights.config, window)
+    config = windowed(weights.config, window)
     if context is not None and context < 1:
         raise RequestError(f"context is {context}, expected 1 or more tokens")
     if kv not in KV_TYPES:
@@ -199,13 +199,13 @@ def plan(weights: Weights, config: Config, context: int, kv: str, draft: Weights
     """One line: what is about to be loaded and how much memory it will take, for ever."""
     window = f"window {config.sliding_window:,}" if config.sliding_window else "no window"
     line = (
-        f"{config.version}, {window} ({config.window_reason}); weights {_gib(weights.nbytes)}, "
-        f"cache {_gib(cache_bytes(config, context, kv))} {kv} for {context:,} tokens"
+        f"{config.version}, {window} ({config.window_reason}); weights {gib(weights.nbytes)}, "
+        f"cache {gib(cache_bytes(config, context, kv))} {kv} for {context:,} tokens"
     )
     if draft is None:
         return line
     held = cache_bytes(draft.config, min(context, draft.config.context), kv)
-    return f"{line}; draft model: weights {_gib(draft.nbytes)}, cache {_gib(held)}"
+    return f"{line}; draft model: weights {gib(draft.nbytes)}, cache {gib(held)}"
 
 
 def _check_exact(ops: Ops) -> None:
@@ -236,7 +236,8 @@ def _looks_like_id(name: str) -> bool:
     return form[2] is not None or not name.endswith((".gguf", ".safetensors"))
 
 
-def _windowed(config: Config, window: int | str | None) -> Config:
+def windowed(config: Config, window: int | str | None) -> Config:
+    """With the window that was asked for: a number of tokens, "none", or None for the model's own."""
     if window is None:
         return config
     if window == "none":
@@ -246,5 +247,6 @@ def _windowed(config: Config, window: int | str | None) -> Config:
     return config.with_window(window)
 
 
-def _gib(n: int) -> str:
+def gib(n: int) -> str:
+    """Bytes, for people."""
     return f"{n / 2**30:.2f} GiB" if n >= 2**27 else f"{n / 2**20:.1f} MiB"

@@ -89,7 +89,8 @@ class Blocks:
     def _path(self, salt: str, ids: Sequence[int], grow: bool = False) -> list[Node]:
         """The nodes of the whole blocks of `ids`, as far as there are any; grow: all of them, made where missing."""
         flat = np.asarray(ids, np.int32).tobytes()
-        width, node, path = BLOCK * 4, self._root, []
+        width, node = BLOCK * 4, self._root
+        path: list[Node] = []
         for key in (salt.encode(), *(flat[at : at + width] for at in range(0, len(flat) // width * width, width))):
             found = node.children.get(key)
             if found is None:

@@ -10,13 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
+from ..api import find, windowed
 from ..chat import ChatFormat
 from ..config import Config
 from ..errors import BiseError, BusyError, DownError, FormatError, RequestError
 from ..tokenizer import Tokenizer
 from ..weights import Weights
+from .plan import Plan, plan_memory
 from .wire import Ask, Inbox, News, frame, news_of, packed
 
 log = logging.getLogger("bise.server")
@@ -48,6 +51,22 @@ class Desk:
         self._closing = False
         self._pace = 1.0  # seconds that an ask has lately taken, waiting left out
 
+    @staticmethod
+    def open(
+        path: str | Path | None, options: dict[str, Any], name: str | None = None, slots: int | None = None,
+        queue: int = 64, reuse: int | None = None,
+    ) -> tuple[Desk, Plan]:  # fmt: skip
+        """A desk for a model, and what memory it is going to take; nothing is loaded yet. options: window, context, kv,
+        threads, backend, device, lookup, draft, keep_packed, isa, as `bise.load` has them. slots, reuse: plan.py."""
+        path = find(path)
+        weights = Weights.open(path)
+        config = windowed(weights.config, options.get("window"))
+        draft = None if options.get("draft") is None else Weights.open(find(options["draft"]))
+        context, kv = options.get("context") or config.context, options.get("kv", "f16")
+        plan = plan_memory(weights, config, context, kv, draft, slots, reuse)
+        options = {**options, "path": str(path)}
+        return Desk(name or path.stem, weights, config, options, plan.slots, queue, plan.reuse), plan
+
     @property
     def tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:
@@ -64,13 +83,13 @@ class Desk:
         return self._process.pid if self._process else None
 
     @property
-    def open(self) -> int:
+    def taken(self) -> int:
         """Asks that are being served or wait."""
         return len(self._listening)
 
     @property
     def full(self) -> bool:
-        return self.open >= self.slots + self.queue
+        return self.taken >= self.slots + self.queue
 
     async def start(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Start the worker and wait until its model is loaded. BiseError where it cannot be."""

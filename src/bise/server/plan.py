@@ -1,0 +1,75 @@
+"""How much memory a server is going to take, decided and said before anything is loaded, and never exceeded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..api import gib, plan
+from ..cache import cache_bytes
+from ..config import Config
+from ..errors import RequestError
+from ..weights import Weights
+
+MOST_SLOTS = 8  # unless told otherwise: with more, 2 to 16 cores make nobody's answer quicker
+SPARE = 1 << 29  # bytes for Python, activations and buffers
+REUSE = 2  # the memory for reuse holds as much as so many slots, unless told otherwise
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes of the weights, and of the keys and values of one slot, draft model included; slots; bytes for reuse."""
+
+    weights: int
+    slot: int
+    slots: int
+    reuse: int
+    line: str
+
+    @property
+    def nbytes(self) -> int:
+        return self.weights + self.slot * self.slots + self.reuse
+
+
+def plan_memory(
+    weights: Weights, config: Config, context: int, kv: str, draft: Weights | None,
+    slots: int | None, reuse: int | None, free: int | None = None,
+) -> Plan:  # fmt: skip
+    """slots None: as many as fit into half of what is free beside the weights, 1 to 8. reuse (bytes) None: two slots'
+    worth, as far as a quarter of the rest goes. free: bytes, by default what the system says.
+    RequestError where the memory of this machine is not enough."""
+    free = free_bytes() if free is None else free
+    total, slot = weights.nbytes, cache_bytes(config, context, kv)
+    if draft:
+        total += draft.nbytes
+        slot += cache_bytes(draft.config, min(context, draft.config.context), kv)
+    rest = max(0, free - total - SPARE)
+    slots = slots or max(1, min(MOST_SLOTS, rest // 2 // slot))
+    reuse = min(REUSE * slot, (rest - slots * slot) // 4) if reuse is None else reuse
+    reuse = max(0, reuse)
+    needed = total + slots * slot + reuse
+    if needed + SPARE > free:
+        raise RequestError(
+            f"weights {gib(total)}, {slots} slots of {gib(slot)} and {gib(reuse)} for reuse are {gib(needed)}, and "
+            f"{gib(free)} are free: pass a smaller --context, --slots or --reuse, or --kv q8_0"
+        )
+    line = (
+        f"{plan(weights, config, context, kv, draft)}\n{slots} at once: {slots} x {gib(slot)}, and "
+        f"{gib(reuse)} for what was read before; {gib(needed)} in all, {gib(free)} are free"
+    )
+    return Plan(total, slot, slots, reuse, line)
+
+
+def free_bytes() -> int:
+    """Memory that this process could still take: what the system has, within its control group's limit."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current"))
+        return min(free, max(0, int(limit) - int(used)))
+    except (OSError, ValueError):  # no such group, or "max"
+        return free
