@@ -2,7 +2,7 @@
 
 Fair shares by counting (virtual token counter, Sheng et al. 2024, arXiv:2401.00588): every client has a count of the
 tokens that were computed for it, and a free sequence goes to the client that waits with the lowest. Who comes after a
-pause starts from the lowest count of those who are here, so that nobody saves up.
+pause starts at least from the lowest count of those who are here, so that nobody saves up.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Scheduler:
         self.engine = engine
         self.clients: dict[Request, str] = {}  # of all requests that wait or run
         self._waiting: dict[str, deque[Request]] = {}
-        self._counts: dict[str, float] = {}  # of the clients that are here
+        self._counts: dict[str, int] = {}  # of the clients that are here, or had more than they
         self._used = [0 for _ in engine.cache.lengths]  # when each sequence was last given to somebody
         self._clock = itertools.count(1)
 
@@ -35,8 +35,8 @@ class Scheduler:
     def submit(self, request: Request, client: str = "") -> None:
         """Queue a request. RequestError or ContextError at once where it cannot be served."""
         self.engine.check(request)
-        if client not in self._counts:
-            self._counts[client] = min(self._counts.values(), default=0.0)
+        if client not in self._waiting:
+            self._counts[client] = max(self._counts.get(client, 0), self._least())
         self._waiting.setdefault(client, deque()).append(request)
         self.clients[request] = client
 
@@ -105,8 +105,13 @@ class Scheduler:
         engine.keep(best)
         return idle[0] if engine.blocks.known(salt, wanted) >= here // BLOCK * BLOCK else best
 
+    def _least(self) -> int:
+        """The lowest count of those who are here."""
+        return min((self._counts[client] for client in self._waiting), default=0)
+
     def _leave(self, request: Request) -> None:
         client = self.clients.pop(request)
         if client not in self.clients.values():
-            self._waiting.pop(client, None)
-            del self._counts[client]
+            del self._waiting[client]
+            least = self._least()
+            self._counts = {c: n for c, n in self._counts.items() if self._waiting and (c in self._waiting or n > least)}
