@@ -1,6 +1,6 @@
 """Logits to one token id.
 
-The order is llama.cpp's default chain: logit bias, penalties, DRY, then what cuts the candidates down (top-k, typical,
+The order is llama.cpp's default chain: logit bias, penalties, DRY, the grammar, then what cuts the candidates down (top-k, typical,
 top-p, min-p, XTC), temperature last, then one draw. Mirostat, where it is on, takes the place of the cuts, after
 temperature. Temperature 0 takes the best token after bias, penalties and DRY; equal logits go to the lowest id.
 
@@ -32,6 +32,7 @@ from .cuts import (
     xtc,
 )
 from .errors import BiseError, RequestError
+from .grammar import Match
 
 SHORT = 1024  # ids of a history that are converted anew for every token
 DRY_LARGEST = 80.0  # log of the largest DRY penalty: longer matches than that all weigh the same
@@ -116,9 +117,11 @@ class Sampler:
     (two with XTC).
     """
 
-    def __init__(self, sampling: Sampling, vocab_size: int) -> None:
-        """Raises RequestError for ids in logit_bias outside the vocabulary."""
-        self.sampling, self.vocab_size = sampling, vocab_size
+    def __init__(self, sampling: Sampling, vocab_size: int, match: Match | None = None) -> None:
+        """match: what the text must match (a fresh one); it is told every id that is chosen.
+
+        Raises RequestError for ids in logit_bias outside the vocabulary."""
+        self.sampling, self.vocab_size, self.match = sampling, vocab_size, match
         if wrong := [i for i in sampling.logit_bias if i >= vocab_size]:
             raise RequestError(f"logit_bias id {wrong[0]} is outside the vocabulary: expected 0 to {vocab_size - 1}")
         self.seed = secrets.randbits(64) if sampling.seed is None else int(sampling.seed)
@@ -144,9 +147,13 @@ class Sampler:
             x = penalise(x, self._last(history, s.penalty_window), s)
         if s.dry_multiplier:
             x = dry(x, self._last(history, s.dry_window), s)
+        if self.match:
+            x = np.where(self.match.allowed(), x, -np.inf)
         if not math.isfinite(x.max()):
             raise BiseError("no token is left to choose: logit_bias or the grammar bans all of them")
         chosen = int(x.argmax()) if s.temperature == 0 else self._draw(x)
+        if self.match:
+            self.match.accept(chosen)
         return chosen, float(raw[chosen] - log_sum_exp(raw))
 
     def _last(self, history: Sequence[int], window: int) -> Indices:
