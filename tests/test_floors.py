@@ -30,7 +30,7 @@ FLOORS = [
         "hub",
     },
     {"model", "cache"},
-    {"cuts", "sampler", "speech", "odds", "pace", "scout", "draft", "blocks", "grammar", "engine", "scheduler"},
+    {"schema", "grammar", "cuts", "sampler", "speech", "odds", "pace", "scout", "draft", "blocks", "engine", "scheduler"},
     {"bench"},
     {"completion", "session", "api", "server", "cli", "__main__"},
 ]

@@ -13,12 +13,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from .. import session
 from ..api import Model, load
 from ..engine import Engine, Request
 from ..errors import BiseError, RequestError
+from ..grammar import Grammar
 from ..sampler import Sampler, Sampling
 from ..scheduler import Scheduler
 from ..speech import Speech
@@ -91,12 +93,17 @@ class Worker:
         settings = dict(ask.sampling)
         settings["logit_bias"] = {int(i): bias for i, bias in settings.get("logit_bias", {}).items()}
         settings["dry_breakers"] = frozenset(settings.get("dry_breakers", ()))
-        sampler = Sampler(Sampling(**settings), self.model.vocab_size)
+        match = self._grammar.match(ask.grammar, ask.start) if ask.grammar else None
+        sampler = Sampler(Sampling(**settings), self.model.vocab_size, match)
         ends = frozenset() if ask.ignore_eos else self.model.stop_ids
         return Request(
             ask.prompt, sampler, ask.max_tokens, ends, salt=ask.salt, alternatives=ask.alternatives or 0,
             score=ask.score, embed=ask.embed,
         )  # fmt: skip
+
+    @cached_property
+    def _grammar(self) -> Grammar:
+        return Grammar(self.model.tokenizer)
 
     def _drop(self, ticket: Ticket) -> None:
         self.scheduler.cancel(ticket.request)
