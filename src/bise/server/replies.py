@@ -1,0 +1,153 @@
+"""What chat, responses and messages share: a Wish becomes an Ask, and news become text and tool calls (Reply)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from starlette.requests import Request
+
+from ..errors import ContextError, RequestError
+from . import limits
+from .listening import Answer
+from .wire import Ask, News
+
+if TYPE_CHECKING:
+    from ..chat import ChatFormat
+    from .desk import Desk
+
+CALLS = "[TOOL_CALLS]"  # the control token before calls, which some models spell out
+
+
+@dataclass
+class Wish:
+    """A reply that somebody wants, in no API's own words."""
+
+    messages: Sequence[dict[str, Any]]  # as in OpenAI's chat API; instruct.read checks them
+    tools: Sequence[dict[str, Any]] = ()  # as in OpenAI's chat API
+    tool_choice: str | dict[str, Any] = "auto"  # "auto" | "none" | "required" | {"function": {"name": ...}}
+    form: dict[str, Any] | None = None  # what the text has to match, as response_format in OpenAI's chat API
+    max_tokens: int | None = None  # None: as many as the context has room for
+    sampling: dict[str, Any] = field(default_factory=dict)
+    stop: list[str] = field(default_factory=list)
+    ignore_eos: bool = False
+    alternatives: int | None = None
+    client: str = ""
+    salt: str = ""
+
+    @property
+    def calls(self) -> bool:
+        """Whether tools may be called."""
+        return bool(self.tools) and self.tool_choice != "none"
+
+
+def who(request: Request) -> str:
+    """Whose share of the machine a request takes: the name that came with its key, or its address."""
+    name = getattr(request.state, "client", "")
+    return str(name or (request.client.host if request.client else ""))
+
+
+async def ask(desk: Desk, wish: Wish) -> Ask:
+    """Tokenised and checked. RequestError, TemplateError, ContextError: what is wrong with the wish."""
+    chat = chat_format(desk)
+    tools = list(wish.tools) if wish.calls else None
+    if quick(wish.messages) and chat.version and tools is None:
+        prompt = chat.encode(wish.messages)
+    else:
+        prompt = await anyio.to_thread.run_sync(chat.encode, wish.messages, tools)
+    return Ask(
+        prompt, room(desk, prompt, wish.max_tokens), wish.sampling, [*wish.stop, *chat.stop], wish.ignore_eos,
+        start=True, alternatives=wish.alternatives, client=wish.client, salt=wish.salt,
+    )  # fmt: skip
+
+
+def chat_format(desk: Desk) -> ChatFormat:
+    if desk.chat_format is None:
+        raise RequestError(f"{desk.name} is a base model without a chat format: use /v1/completions")
+    return desk.chat_format
+
+
+def quick(messages: Sequence[dict[str, Any]]) -> bool:
+    """Few enough characters to be tokenised between two other things."""
+    return sum(len(str(m.get("content"))) for m in messages if isinstance(m, dict)) <= limits.INLINE
+
+
+def room(desk: Desk, prompt: Sequence[int], max_tokens: int | None) -> int:
+    """max_tokens, where it fits beside the prompt; None: all there is."""
+    n, context = len(prompt), desk.context
+    if n == 0:
+        raise RequestError("the prompt has no tokens: give at least one")
+    wanted = 1 if max_tokens is None else max_tokens
+    if n + wanted > context:
+        beside = "" if max_tokens is None else f" and max_tokens is {max_tokens:,}"
+        raise ContextError(f"the prompt has {n:,} tokens{beside}, the context holds {context:,}: shorten it")
+    return context - n if max_tokens is None else max_tokens
+
+
+class Reply:
+    """What becomes of a Wish. After the news with `finish`: text, calls (as in OpenAI's API) and finish are whole."""
+
+    def __init__(self, desk: Desk, wish: Wish, ask: Ask) -> None:
+        self.answer = Answer(ask)
+        self.text = ""  # what has been given out
+        self.calls: list[dict[str, Any]] = []
+        self._chat = chat_format(desk) if wish.calls else None  # None: nothing is held back
+        self._tokenizer = desk.tokenizer
+        self._marker = desk.tokenizer.control.get(CALLS)
+        self._stream = desk.tokenizer.stream()
+        self._decoded = 0  # characters of the tokens so far
+        self._before: int | None = None  # characters that came before the calls
+
+    def hear(self, news: News) -> str:
+        """The text that can be shown now; never a part of what is a call."""
+        self.answer.hear(news)
+        if self._chat is None:
+            new = news.text
+        else:
+            self._look(news)
+            shown = self._before if self._before is not None else _certain(self.answer.text)
+            new = self.answer.text[len(self.text) : shown]
+            if news.finish:
+                new = self._end(self._chat)
+        self.text += new
+        return new
+
+    @property
+    def finish(self) -> str:
+        """ "" | "stop" | "length" | "tool_calls" """
+        return "tool_calls" if self.calls else self.answer.finish
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string at which the text ended, if one did."""
+        if self.answer.finish != "stop" or not self.answer.tokens:
+            return None
+        rest = self._tokenizer.decode([t.id for t in self.answer.tokens])[len(self.answer.text) :]
+        return next((s for s in self.answer.ask.stop if rest.startswith(s)), None)
+
+    def _look(self, news: News) -> None:
+        """Where the calls begin."""
+        for token in news.tokens:
+            if token.id == self._marker and self._before is None:
+                self._before = self._decoded
+            self._decoded += len(self._stream.push(token.id))
+
+    def _end(self, chat: ChatFormat) -> str:
+        """At the end the ids say what was called; if nothing can be read there, it was text after all."""
+        ids = [t.id for t in self.answer.tokens]
+        _, self.calls = chat.parse_calls(ids)
+        if not self.calls:
+            return self.answer.text[len(self.text) :]
+        before = self._before if self._before is not None else self.answer.text.find(CALLS)
+        return self.answer.text[len(self.text) : before].rstrip() if before > len(self.text) else ""
+
+
+def _certain(text: str) -> int:
+    """How many characters are certainly no beginning of a spelled out [TOOL_CALLS]."""
+    at = text.find(CALLS)
+    if at >= 0:
+        return at
+    held = next((n for n in range(min(len(text), len(CALLS) - 1), 0, -1) if text.endswith(CALLS[:n])), 0)
+    return len(text) - held
