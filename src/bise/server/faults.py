@@ -13,6 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -34,6 +35,35 @@ TYPES = {
     500: ("server_error", "api_error"),
     503: ("server_error", "overloaded_error"),
 }
+
+
+# status: what it means, for the OpenAPI document
+MEANINGS = {
+    400: "The request cannot be served as it is; asking again will not help.",
+    401: "No key, or a wrong one.",
+    403: "This Host or Origin may not come in.",
+    404: "No such thing.",
+    413: "The body is too large.",
+    429: "As many requests wait as may: Retry-After says how many seconds to wait.",
+    500: "The server failed.",
+    503: "The engine is not running: Retry-After says when to ask again.",
+}
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    error: ErrorDetail
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` for a route that may answer with these."""
+    return {s: {"model": ErrorBody, "description": MEANINGS[s]} for s in statuses}
 
 
 class Fault(HTTPException):

@@ -22,6 +22,7 @@ LOGPROBS = 20  # alternatives shown for each token
 # --- conversations
 MESSAGES = 1024  # of one conversation
 TOOLS = 128  # of one request
+CALLS = 16  # tool calls of one answer
 GRAMMAR = 64 << 10  # characters of a regex or a grammar
 
 # --- other routes

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from ..errors import ContextError, RequestError
 from . import limits
-from .listening import Answer
+from .answers import Answer
 from .wire import Ask, News
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Wish:
     messages: Sequence[dict[str, Any]]  # as in OpenAI's chat API; instruct.read checks them
     tools: Sequence[dict[str, Any]] = ()  # as in OpenAI's chat API
     tool_choice: str | dict[str, Any] = "auto"  # "auto" | "none" | "required" | {"function": {"name": ...}}
+    most_calls: int = limits.CALLS
     form: dict[str, Any] | None = None  # what the text has to match, as response_format in OpenAI's chat API
     max_tokens: int | None = None  # None: as many as the context has room for
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -89,12 +90,12 @@ def room(desk: Desk, prompt: Sequence[int], max_tokens: int | None) -> int:
 class Reply:
     """What becomes of a Wish. After the news with `finish`: text, calls (as in OpenAI's API) and finish are whole."""
 
-    def __init__(self, desk: Desk, wish: Wish, ask: Ask) -> None:
-        self.answer = Answer(ask)
+    def __init__(self, desk: Desk, wish: Wish, answer: Answer) -> None:
+        self.answer = answer
         self.text = ""  # what has been given out
         self.calls: list[dict[str, Any]] = []
         self._chat = chat_format(desk) if wish.calls else None  # None: nothing is held back
-        self._tokenizer = desk.tokenizer
+        self._most = wish.most_calls
         self._marker = desk.tokenizer.control.get(CALLS)
         self._stream = desk.tokenizer.stream()
         self._decoded = 0  # characters of the tokens so far
@@ -119,14 +120,6 @@ class Reply:
         """ "" | "stop" | "length" | "tool_calls" """
         return "tool_calls" if self.calls else self.answer.finish
 
-    @property
-    def stopped_by(self) -> str | None:
-        """The stop string at which the text ended, if one did."""
-        if self.answer.finish != "stop" or not self.answer.tokens:
-            return None
-        rest = self._tokenizer.decode([t.id for t in self.answer.tokens])[len(self.answer.text) :]
-        return next((s for s in self.answer.ask.stop if rest.startswith(s)), None)
-
     def _look(self, news: News) -> None:
         """Where the calls begin."""
         for token in news.tokens:
@@ -136,8 +129,7 @@ class Reply:
 
     def _end(self, chat: ChatFormat) -> str:
         """At the end the ids say what was called; if nothing can be read there, it was text after all."""
-        ids = [t.id for t in self.answer.tokens]
-        _, self.calls = chat.parse_calls(ids)
+        self.calls = chat.parse_calls(self.answer.ids)[1][: self._most]
         if not self.calls:
             return self.answer.text[len(self.text) :]
         before = self._before if self._before is not None else self.answer.text.find(CALLS)
