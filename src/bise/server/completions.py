@@ -124,8 +124,7 @@ async def _work(desk: Desk, body: CompletionRequest, who: str) -> Work:
         raise Fault(400, f"best_of is {body.best_of}, expected {body.choices}, which n is: all answers are given",
                     "best_of")  # fmt: skip
     given = prompts_of(body.prompt, desk.vocab_size, "prompt")
-    if len(given) * body.choices > limits.ASKS:
-        raise Fault(400, f"{len(given)} prompts x n = {body.choices}, expected at most {limits.ASKS} texts", "n")
+    replies.check_room_for(desk, len(given) * body.choices)
     size = sum(len(p) for p in given if isinstance(p, str))
     if size <= limits.INLINE:
         prompts, echoes = _encoded(desk, body, given)

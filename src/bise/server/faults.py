@@ -37,6 +37,27 @@ TYPES = {
 }
 
 
+# pydantic's kind of error: what it wanted
+_WANTED = {
+    "greater_than_equal": "{ge:g} or more",
+    "less_than_equal": "{le:g} or less",
+    "too_short": "at least {min_length} entries",
+    "too_long": "at most {max_length:,} entries",
+    "string_too_short": "at least {min_length} characters",
+    "string_too_long": "at most {max_length:,} characters",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "string_pattern_mismatch": "digits",
+}
+
 # status: what it means, for the OpenAPI document
 MEANINGS = {
     400: "The request cannot be served as it is; asking again will not help.",
@@ -148,10 +169,16 @@ def _invalid(errors: Sequence[Any]) -> Fault:
         return Fault(400, f"unknown field {param}: see /openapi.json for those that there are", param, "unknown_field")
     if error["type"] == "missing":
         return Fault(400, f"{param or 'a body of JSON'} is missing", param)
+    return Fault(400, f"{param or 'the body'} is {_shown(error.get('input'))}, expected {_wanted(error)}", param)
+
+
+def _wanted(error: Any) -> str:
+    """What pydantic wanted instead."""
+    kind, about = error["type"], error.get("ctx", {})
+    if kind in _WANTED:
+        return _WANTED[kind].format(**about)
     message = str(error["msg"]).removeprefix("Value error, ")
-    if param is None or message.startswith(param):
-        return Fault(400, message if param else f"body: {message}", param)
-    return Fault(400, f"{param} is {_shown(error.get('input'))}: {message[:1].lower()}{message[1:]}", param)
+    return message.removeprefix("Input should be ").removeprefix("a valid ")
 
 
 def _is_union(errors: Sequence[Any]) -> bool:
@@ -161,5 +188,7 @@ def _is_union(errors: Sequence[Any]) -> bool:
 def _shown(value: Any) -> str:
     if isinstance(value, (dict, list)):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value):,}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     text = repr(value)
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

@@ -10,7 +10,6 @@ NAME = 256  # characters of a model's name, a salt, a user's name
 # --- what is generated
 CHOICES = 8  # n: answers to one prompt
 PROMPTS = 64  # prompts of one completion request
-ASKS = 128  # prompts x n of one request
 MAX_TOKENS = 1 << 20  # of one answer; the context ends it sooner
 COMPLETION_TOKENS = 16  # max_tokens of /v1/completions where none is given (OpenAI's default)
 STOPS = 16  # stop strings

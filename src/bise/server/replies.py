@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from starlette.requests import Request
 
 from ..errors import ContextError, RequestError
+from ..tokenizer import Tokenizer
 from . import limits
 from .answers import Answer
 from .wire import Ask, News
 
 if TYPE_CHECKING:
     from ..chat import ChatFormat
+    from ..grammar import Grammar
     from .desk import Desk
 
 CALLS = "[TOOL_CALLS]"  # the control token before calls, which some models spell out
@@ -58,10 +61,68 @@ async def ask(desk: Desk, wish: Wish) -> Ask:
         prompt = chat.encode(wish.messages)
     else:
         prompt = await anyio.to_thread.run_sync(chat.encode, wish.messages, tools)
+    shape = await anyio.to_thread.run_sync(grammar_of, desk, wish) if wish.form or wish.calls else None
     return Ask(
         prompt, room(desk, prompt, wish.max_tokens), wish.sampling, [*wish.stop, *chat.stop], wish.ignore_eos,
-        start=True, alternatives=wish.alternatives, client=wish.client, salt=wish.salt,
+        start=True, alternatives=wish.alternatives, grammar=shape, client=wish.client, salt=wish.salt,
     )  # fmt: skip
+
+
+def grammar_of(desk: Desk, wish: Wish) -> str | None:
+    """What the reply has to match, written for the engine and tried; None where anything goes."""
+    from .. import grammar
+
+    form = written(wish.form)
+    if wish.calls and wish.tool_choice != "auto":
+        if form is not None:
+            raise RequestError("response_format and a tool_choice that demands a call cannot both be met: give one")
+        form = grammar.calls(_chosen(wish), desk.tokenizer, wish.most_calls)
+    if form is not None:
+        _matcher(desk.tokenizer).match(form)
+    return form
+
+
+def written(form: dict[str, Any] | None) -> str | None:
+    """response_format -> a grammar: OpenAI's text, json_object and json_schema, and bise's regex and grammar (Lark)."""
+    from .. import grammar
+
+    kind = form.get("type") if form else "text"
+    if form is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return grammar.json_object()
+    if kind == "json_schema":
+        given = form.get("json_schema")
+        schema = given.get("schema") if isinstance(given, dict) else None
+        if not isinstance(schema, dict):
+            raise RequestError('response_format: json_schema has no schema, expected {"name": ..., "schema": {...}}')
+        return grammar.json_schema(schema)
+    if kind in ("regex", "grammar"):
+        text = form.get(str(kind))
+        if not isinstance(text, str):
+            raise RequestError(f'response_format: {kind} is missing, expected {{"type": "{kind}", "{kind}": "..."}}')
+        return grammar.regex(text) if kind == "regex" else grammar.lark(text)
+    kinds = "text, json_object, json_schema, regex or grammar"
+    raise RequestError(f"response_format: type is {str(kind)!r:.40}, expected {kinds}")
+
+
+def _chosen(wish: Wish) -> Sequence[dict[str, Any]]:
+    """The tools of which one has to be called."""
+    if wish.tool_choice == "required" or not isinstance(wish.tool_choice, dict):
+        return wish.tools
+    function = wish.tool_choice.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    chosen = [t for t in wish.tools if isinstance(f := t.get("function"), dict) and f.get("name") == name]
+    if not chosen:
+        raise RequestError(f"tool_choice demands a tool {str(name)!r:.80}, which is not among tools")
+    return chosen
+
+
+@lru_cache(maxsize=2)
+def _matcher(tokenizer: Tokenizer) -> Grammar:
+    from ..grammar import Grammar
+
+    return Grammar(tokenizer)
 
 
 def chat_format(desk: Desk) -> ChatFormat:
@@ -73,6 +134,12 @@ def chat_format(desk: Desk) -> ChatFormat:
 def quick(messages: Sequence[dict[str, Any]]) -> bool:
     """Few enough characters to be tokenised between two other things."""
     return sum(len(str(m.get("content"))) for m in messages if isinstance(m, dict)) <= limits.INLINE
+
+
+def check_room_for(desk: Desk, texts: int) -> None:
+    """RequestError where one request asks for more texts than could ever run and wait: trying again would not help."""
+    if texts > (most := desk.slots + desk.queue):
+        raise RequestError(f"the request asks for {texts} texts, this server takes {most} at once: send fewer prompts")
 
 
 def room(desk: Desk, prompt: Sequence[int], max_tokens: int | None) -> int:
