@@ -1,0 +1,131 @@
+"""What comes back: several asks heard at once (Answers), and what each of them has come to so far (Answer)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .faults import Fault
+from .wire import Ask, News, Token
+
+if TYPE_CHECKING:
+    from .desk import Desk, Listening
+
+
+@dataclass
+class Answer:
+    """What has come of one ask."""
+
+    ask: Ask
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    scores: list[Token] = field(default_factory=list)
+    embedding: list[float] | None = None
+    finish: str = ""  # "stop" | "length"
+    stop: str = ""  # the stop string that ended it
+    read: int = 0  # tokens of the prompt
+    reused: int = 0
+    held: int = 0  # tokens whose keys are held, and the first that the next one sees
+    first: int = 0
+    seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)  # waiting, reading the prompt, speaking
+
+    def hear(self, news: News) -> None:
+        self.text += news.text
+        self.tokens += news.tokens
+        self.scores += news.scores
+        self.embedding = news.embedding or self.embedding
+        self.finish, self.stop = news.finish, news.stop
+        self.read, self.reused = max(self.read, news.read), max(self.reused, news.reused)
+        self.held, self.first = news.held, news.first
+        if news.seconds:
+            self.seconds = (news.seconds[0], news.seconds[1], news.seconds[2])
+
+    @property
+    def ids(self) -> list[int]:
+        return [t.id for t in self.tokens]
+
+    @property
+    def progress(self) -> dict[str, int]:
+        return {"read": self.read, "total": len(self.ask.prompt), "reused": self.reused}
+
+
+class Answers:
+    """Several asks, handed in together. `each` gives the news; closing it cancels what has not finished."""
+
+    def __init__(self, desk: Desk, asks: Sequence[Ask]) -> None:
+        """Raises what refuses one of them (BusyError, DownError); then none is left running."""
+        self.all = [Answer(ask) for ask in asks]
+        self._open: list[Listening] = []
+        self._heard: deque[tuple[int, News | Exception]] = deque()
+        self._more = asyncio.Event()
+        try:
+            for ask in asks:
+                self._open.append(desk.listen(ask))
+        except Exception:
+            for listening in self._open:
+                listening.cancel()
+            raise
+
+    async def each(self) -> AsyncGenerator[tuple[int, News], None]:
+        """(index, news) until every ask has finished. The first error ends all of them, as a Fault."""
+        tasks = [asyncio.create_task(self._hear(i)) for i in range(len(self._open))]
+        left = len(tasks)
+        try:
+            while left:
+                while not self._heard:
+                    self._more.clear()
+                    await self._more.wait()
+                index, item = self._heard.popleft()
+                if isinstance(item, Exception):
+                    raise item
+                if item.finish == "error":
+                    raise Fault(400 if item.refused else 500, item.error)
+                left -= bool(item.finish)
+                yield index, item
+        finally:
+            for task, listening in zip(tasks, self._open, strict=True):
+                task.cancel()
+                listening.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def whole(self) -> list[Answer]:
+        """All of it, at the end."""
+        async with aclosing(self.each()) as each:
+            async for index, news in each:
+                self.all[index].hear(news)
+        return self.all
+
+    async def _hear(self, index: int) -> None:
+        try:
+            async for item in self._open[index]:
+                self._add(index, item)
+        except Exception as error:
+            self._add(index, error)
+
+    def _add(self, index: int, item: News | Exception) -> None:
+        self._heard.append((index, item))
+        self._more.set()
+
+
+def usage(answers: Sequence[Answer], n: int = 1) -> dict[str, Any]:
+    """OpenAI's counts. n: answers to one prompt, which is counted once."""
+    prompt = sum(len(a.ask.prompt) for a in answers[::n])
+    completion = sum(len(a.tokens) for a in answers)
+    return {
+        "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(a.reused for a in answers[::n])},
+    }  # fmt: skip
+
+
+def timings(answers: Sequence[Answer]) -> dict[str, float]:
+    """Seconds of the answer that took longest in each, and the tokens of all per second of speaking."""
+    waiting, prefill, decode = (max(a.seconds[i] for a in answers) for i in range(3))
+    later = sum(max(0, len(a.tokens) - 1) for a in answers)  # the first token of each belongs to its prefill
+    return {
+        "queue_seconds": round(waiting, 6), "prefill_seconds": round(prefill, 6), "decode_seconds": round(decode, 6),
+        "tokens_per_second": round(later / decode, 3) if later and decode > 0 else 0.0,
+    }  # fmt: skip

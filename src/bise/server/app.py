@@ -1,0 +1,47 @@
+"""build(desk) -> the web application: all routes, their errors, and the OpenAPI document that describes them."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from . import chat, completions, embeddings, faults, models, tokens
+
+if TYPE_CHECKING:
+    from .desk import Desk
+
+ROUTERS = [models.router, completions.router, chat.router, embeddings.router, tokens.router]
+
+
+def build(desk: Desk) -> FastAPI:
+    """The application that serves what `desk` has. `app.state.desk` is where routes find it."""
+    app = FastAPI(
+        title="bise", version=version("bise"), docs_url=None, redoc_url=None, redirect_slashes=False,
+        strict_content_type=True,
+    )  # fmt: skip
+    app.state.desk = desk
+    for router in ROUTERS:
+        app.include_router(router)
+    faults.install(app)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    return app
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's own, without the 422s that this API never gives."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, routes=app.routes,
+            description="What bise serves: one model, through OpenAI's API and its own routes. Fields that a route does "
+            "not know are refused by name (400), as is every value out of range.",
+        )  # fmt: skip
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        app.openapi_schema = document
+    return app.openapi_schema

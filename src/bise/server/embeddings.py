@@ -1,0 +1,89 @@
+"""POST /v1/embeddings: the mean of a text's last hidden states, brought to length 1."""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Any, Literal
+
+import anyio
+import numpy as np
+from fastapi import APIRouter
+from pydantic import BaseModel, WithJsonSchema
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from . import limits, models, replies
+from .answers import Answers, usage
+from .body import Route, Strict
+from .completions import Prompt
+from .events import unless_gone
+from .faults import Fault, refusals
+from .prompts import prompts_of
+from .settings import Name
+from .wire import Ask
+
+router = APIRouter(route_class=Route, tags=["embeddings"])
+
+
+class EmbeddingRequest(Strict):
+    input: Prompt
+    model: Name | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[Any, WithJsonSchema({"type": "null", "description": "Refused: vectors are not cut."})] = None
+    user: Name | None = None
+    cache_salt: Name | None = None
+
+
+class Embedding(BaseModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(BaseModel):
+    object: Literal["list"]
+    model: str
+    data: list[Embedding]
+    usage: EmbeddingUsage
+
+
+@router.post(
+    "/v1/embeddings", response_model=None,
+    responses={200: {"model": Embeddings}, **refusals(400, 401, 403, 404, 413, 429, 500, 503)},
+)  # fmt: skip
+async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
+    """Texts as vectors (OpenAI's embeddings API)."""
+    desk = request.app.state.desk
+    models.check(desk, body.model)
+    if body.dimensions is not None:
+        raise Fault(400, f"dimensions is refused: a vector here has {desk.config.dim} numbers", "dimensions")
+    given = prompts_of(body.input, desk.vocab_size, "input", limits.INPUTS)
+    replies.check_room_for(desk, len(given))
+
+    def encoded() -> list[list[int]]:
+        return [desk.tokenizer.encode(g, bos=True) if isinstance(g, str) else g for g in given]
+
+    small = sum(len(g) for g in given if isinstance(g, str)) <= limits.INLINE
+    prompts = encoded() if small else await anyio.to_thread.run_sync(encoded)
+    who, salt = replies.who(request), body.cache_salt or ""
+    asks = [Ask(p, replies.room(desk, p, 0), embed=True, client=who, salt=salt) for p in prompts]
+    answers = await unless_gone(request.receive, Answers(desk, asks).whole())
+    data = [
+        {"object": "embedding", "index": i, "embedding": written(a.embedding or [], body.encoding_format)}
+        for i, a in enumerate(answers)
+    ]
+    read = usage(answers)["prompt_tokens"]
+    spent = {"prompt_tokens": read, "total_tokens": read}
+    return JSONResponse({"object": "list", "model": desk.name, "data": data, "usage": spent})
+
+
+def written(vector: list[float], form: str | None) -> list[float] | str:
+    """(dim,) at length 1, as numbers or as base64 of little-endian float32."""
+    v = np.array(vector, np.float64)
+    v = (v / max(float(np.linalg.norm(v)), 1e-12)).astype("<f4")
+    return base64.b64encode(v.tobytes()).decode() if form == "base64" else [float(x) for x in v]

@@ -1,0 +1,32 @@
+"""Every limit on what a request may ask for, in one table. A request beyond one is refused by name, before any work."""
+
+from __future__ import annotations
+
+# --- bodies
+BODY = 8 << 20  # bytes of a request's body
+DEPTH = 64  # how deep JSON may be nested
+NAME = 256  # characters of a model's name, a salt, a user's name
+
+# --- what is generated
+CHOICES = 8  # n: answers to one prompt
+PROMPTS = 64  # prompts of one completion request
+MAX_TOKENS = 1 << 20  # of one answer; the context ends it sooner
+COMPLETION_TOKENS = 16  # max_tokens of /v1/completions where none is given (OpenAI's default)
+STOPS = 16  # stop strings
+STOP = 200  # characters of one
+BIASES = 1024  # entries of logit_bias
+BIAS = 100.0  # the largest bias, as in OpenAI's API
+LOGPROBS = 20  # alternatives shown for each token
+
+# --- conversations
+MESSAGES = 1024  # of one conversation
+TOOLS = 128  # of one request
+CALLS = 16  # tool calls of one answer
+GRAMMAR = 64 << 10  # characters of a regex or a grammar
+
+# --- other routes
+INPUTS = 64  # texts of one embedding request
+
+# --- time
+PING = 5.0  # seconds of silence after which a stream says that it is alive
+INLINE = 4096  # characters that are tokenised at once; longer texts go to a thread

@@ -1,0 +1,212 @@
+"""What chat, responses and messages share: a Wish becomes an Ask, and news become text and tool calls (Reply)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from starlette.requests import Request
+
+from ..errors import ContextError, RequestError
+from ..tokenizer import Tokenizer
+from . import limits
+from .answers import Answer
+from .wire import Ask, News
+
+if TYPE_CHECKING:
+    from ..chat import ChatFormat
+    from ..grammar import Grammar
+    from .desk import Desk
+
+CALLS = "[TOOL_CALLS]"  # the control token before calls, which some models spell out
+
+
+@dataclass
+class Wish:
+    """A reply that somebody wants, in no API's own words."""
+
+    messages: Sequence[dict[str, Any]]  # as in OpenAI's chat API; instruct.read checks them
+    tools: Sequence[dict[str, Any]] = ()  # as in OpenAI's chat API
+    tool_choice: str | dict[str, Any] = "auto"  # "auto" | "none" | "required" | {"function": {"name": ...}}
+    most_calls: int = limits.CALLS
+    form: dict[str, Any] | None = None  # what the text has to match, as response_format in OpenAI's chat API
+    max_tokens: int | None = None  # None: as many as the context has room for
+    sampling: dict[str, Any] = field(default_factory=dict)
+    stop: list[str] = field(default_factory=list)
+    ignore_eos: bool = False
+    alternatives: int | None = None
+    client: str = ""
+    salt: str = ""
+
+    @property
+    def calls(self) -> bool:
+        """Whether tools may be called."""
+        return bool(self.tools) and self.tool_choice != "none"
+
+
+def who(request: Request) -> str:
+    """Whose share of the machine a request takes: the name that came with its key, or its address."""
+    name = getattr(request.state, "client", "")
+    return str(name or (request.client.host if request.client else ""))
+
+
+async def ask(desk: Desk, wish: Wish) -> Ask:
+    """Tokenised and checked. RequestError, TemplateError, ContextError: what is wrong with the wish."""
+    chat = chat_format(desk)
+    tools = list(wish.tools) if wish.calls else None
+    if quick(wish.messages) and chat.version and tools is None:
+        prompt = chat.encode(wish.messages)
+    else:
+        prompt = await anyio.to_thread.run_sync(chat.encode, wish.messages, tools)
+    shape = await anyio.to_thread.run_sync(grammar_of, desk, wish) if wish.form or wish.calls else None
+    return Ask(
+        prompt, room(desk, prompt, wish.max_tokens), wish.sampling, [*wish.stop, *chat.stop], wish.ignore_eos,
+        start=True, alternatives=wish.alternatives, grammar=shape, client=wish.client, salt=wish.salt,
+    )  # fmt: skip
+
+
+def grammar_of(desk: Desk, wish: Wish) -> str | None:
+    """What the reply has to match, written for the engine and tried; None where anything goes."""
+    from .. import grammar
+
+    form = written(wish.form)
+    if wish.calls and wish.tool_choice != "auto":
+        if form is not None:
+            raise RequestError("response_format and a tool_choice that demands a call cannot both be met: give one")
+        form = grammar.calls(_chosen(wish), desk.tokenizer, wish.most_calls)
+    if form is not None:
+        _matcher(desk.tokenizer).match(form)
+    return form
+
+
+def written(form: dict[str, Any] | None) -> str | None:
+    """response_format -> a grammar: OpenAI's text, json_object and json_schema, and bise's regex and grammar (Lark)."""
+    from .. import grammar
+
+    kind = form.get("type") if form else "text"
+    if form is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return grammar.json_object()
+    if kind == "json_schema":
+        given = form.get("json_schema")
+        schema = given.get("schema") if isinstance(given, dict) else None
+        if not isinstance(schema, dict):
+            raise RequestError('response_format: json_schema has no schema, expected {"name": ..., "schema": {...}}')
+        return grammar.json_schema(schema)
+    if kind in ("regex", "grammar"):
+        text = form.get(str(kind))
+        if not isinstance(text, str):
+            raise RequestError(f'response_format: {kind} is missing, expected {{"type": "{kind}", "{kind}": "..."}}')
+        return grammar.regex(text) if kind == "regex" else grammar.lark(text)
+    kinds = "text, json_object, json_schema, regex or grammar"
+    raise RequestError(f"response_format: type is {str(kind)!r:.40}, expected {kinds}")
+
+
+def _chosen(wish: Wish) -> Sequence[dict[str, Any]]:
+    """The tools of which one has to be called."""
+    if wish.tool_choice == "required" or not isinstance(wish.tool_choice, dict):
+        return wish.tools
+    function = wish.tool_choice.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    chosen = [t for t in wish.tools if isinstance(f := t.get("function"), dict) and f.get("name") == name]
+    if not chosen:
+        raise RequestError(f"tool_choice demands a tool {str(name)!r:.80}, which is not among tools")
+    return chosen
+
+
+@lru_cache(maxsize=2)
+def _matcher(tokenizer: Tokenizer) -> Grammar:
+    from ..grammar import Grammar
+
+    return Grammar(tokenizer)
+
+
+def chat_format(desk: Desk) -> ChatFormat:
+    if desk.chat_format is None:
+        raise RequestError(f"{desk.name} is a base model without a chat format: use /v1/completions")
+    return desk.chat_format
+
+
+def quick(messages: Sequence[dict[str, Any]]) -> bool:
+    """Few enough characters to be tokenised between two other things."""
+    return sum(len(str(m.get("content"))) for m in messages if isinstance(m, dict)) <= limits.INLINE
+
+
+def check_room_for(desk: Desk, texts: int) -> None:
+    """RequestError where one request asks for more texts than could ever run and wait: trying again would not help."""
+    if texts > (most := desk.slots + desk.queue):
+        raise RequestError(f"the request asks for {texts} texts, this server takes {most} at once: send fewer prompts")
+
+
+def room(desk: Desk, prompt: Sequence[int], max_tokens: int | None) -> int:
+    """max_tokens, where it fits beside the prompt; None: all there is."""
+    n, context = len(prompt), desk.context
+    if n == 0:
+        raise RequestError("the prompt has no tokens: give at least one")
+    wanted = 1 if max_tokens is None else max_tokens
+    if n + wanted > context:
+        beside = "" if max_tokens is None else f" and max_tokens is {max_tokens:,}"
+        raise ContextError(f"the prompt has {n:,} tokens{beside}, the context holds {context:,}: shorten it")
+    return context - n if max_tokens is None else max_tokens
+
+
+class Reply:
+    """What becomes of a Wish. After the news with `finish`: text, calls (as in OpenAI's API) and finish are whole."""
+
+    def __init__(self, desk: Desk, wish: Wish, answer: Answer) -> None:
+        self.answer = answer
+        self.text = ""  # what has been given out
+        self.calls: list[dict[str, Any]] = []
+        self._chat = chat_format(desk) if wish.calls else None  # None: nothing is held back
+        self._most = wish.most_calls
+        self._marker = desk.tokenizer.control.get(CALLS)
+        self._stream = desk.tokenizer.stream()
+        self._decoded = 0  # characters of the tokens so far
+        self._before: int | None = None  # characters that came before the calls
+
+    def hear(self, news: News) -> str:
+        """The text that can be shown now; never a part of what is a call."""
+        self.answer.hear(news)
+        if self._chat is None:
+            new = news.text
+        else:
+            self._look(news)
+            shown = self._before if self._before is not None else _certain(self.answer.text)
+            new = self.answer.text[len(self.text) : shown]
+            if news.finish:
+                new = self._end(self._chat)
+        self.text += new
+        return new
+
+    @property
+    def finish(self) -> str:
+        """ "" | "stop" | "length" | "tool_calls" """
+        return "tool_calls" if self.calls else self.answer.finish
+
+    def _look(self, news: News) -> None:
+        """Where the calls begin."""
+        for token in news.tokens:
+            if token.id == self._marker and self._before is None:
+                self._before = self._decoded
+            self._decoded += len(self._stream.push(token.id))
+
+    def _end(self, chat: ChatFormat) -> str:
+        """At the end the ids say what was called; if nothing can be read there, it was text after all."""
+        self.calls = chat.parse_calls(self.answer.ids)[1][: self._most]
+        if not self.calls:
+            return self.answer.text[len(self.text) :]
+        before = self._before if self._before is not None else self.answer.text.find(CALLS)
+        return self.answer.text[len(self.text) : before].rstrip() if before > len(self.text) else ""
+
+
+def _certain(text: str) -> int:
+    """How many characters are certainly no beginning of a spelled out [TOOL_CALLS]."""
+    at = text.find(CALLS)
+    if at >= 0:
+        return at
+    held = next((n for n in range(min(len(text), len(CALLS) - 1), 0, -1) if text.endswith(CALLS[:n])), 0)
+    return len(text) - held
