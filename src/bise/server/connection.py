@@ -1,0 +1,193 @@
+"""One connection: how much a stranger may send, and how long everything may take.
+
+uvicorn's protocol, with an end to each phase: the head of a request, its body, a reader that does not read. What breaks
+a limit is refused in one small answer, and the connection then reads on for a moment: closed with bytes unread, it
+would be reset, and the answer with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from . import limits
+from .journal import Journal, Record
+
+PROGRESS = 1 << 16  # bytes that a reader has to take in limits.READER_SECONDS
+
+
+class Refused(Exception):
+    """Raised inside the parser, which stops there: the status and the line of the answer."""
+
+
+class Connection(HttpToolsProtocol):
+    """most: connections that may be open; one more is told to come back."""
+
+    def __init__(
+        self, most: int, journal: Journal, config: Config, server_state: ServerState, app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(config, server_state, app_state, _loop)
+        self.most, self.journal = most, journal
+        self._clock: asyncio.TimerHandle | None = None  # the end of the phase: head, body, leaving
+        self._reader: asyncio.TimerHandle | None = None  # the end of patience with one that does not read
+        self._unread = 0  # bytes that waited for the reader when that began
+        self._between = True  # no request is being read, or only its head
+        self._head = self._fields = self._body = 0  # bytes, lines, bytes of the request that is being read
+        self._leaving = False  # refused: what still comes is thrown away
+        self._fault: tuple[int, str] | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=limits.UNREAD_BYTES)
+        if len(self.connections) > self.most:
+            self._refuse(503, f"{self.most:,} connections are open, as many as may be: try again")
+        else:
+            self._arm(limits.HEAD_SECONDS)
+
+    def data_received(self, data: bytes) -> None:
+        if self._leaving:
+            return
+        if self._between:
+            self._head += len(data)  # counted down to what it is when the head is complete
+            if self._clock is None:
+                self._arm(limits.HEAD_SECONDS)
+        super().data_received(data)
+        if self._between and self._clock and self._head > limits.HEAD_BYTES and not self._leaving:
+            self._refuse(431, f"the head of the request has more than {limits.HEAD_BYTES:,} bytes")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head = self._fields = self._body = 0
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._fields += 1
+        self._count_head(len(name) + len(value))
+        if self._fields > limits.HEAD_FIELDS:
+            self._fail(431, f"the request has more than {limits.HEAD_FIELDS} headers")
+        if name.lower() == b"content-length" and value.isdigit() and int(value[:20]) > limits.BODY:
+            self._fail(413, f"the body has {int(value[:20]):,} bytes, at most {limits.BODY:,} are read")
+
+    def on_headers_complete(self) -> None:
+        self._between = False
+        self._arm(limits.BODY_SECONDS)
+        if not self.url.startswith(b"/"):
+            self._fail(400, "the target of a request is a path that begins with /")
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._body += len(body)
+        if self._body > limits.BODY:
+            self._fail(413, f"the body has more than {limits.BODY:,} bytes")
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._between, self._head = True, 0
+        self._disarm()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch_reader()  # a connection that is being closed first sends what waits
+
+    def send_400_response(self, msg: str) -> None:
+        """What the parser refuses, or one of the limits above."""
+        status, line = self._fault or (400, "this is no HTTP request")
+        self._refuse(status, line)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        if self._reader:
+            self._reader.cancel()
+        super().connection_lost(exc)
+
+    def _count_head(self, n: int) -> None:
+        self._head += n
+        if self._head > 2 * limits.HEAD_BYTES:  # counted twice: as raw bytes and as parsed ones
+            self._fail(431, f"the head of the request has more than {limits.HEAD_BYTES:,} bytes")
+
+    def _fail(self, status: int, line: str) -> None:
+        self._fault = status, line
+        raise Refused(line)
+
+    def _refuse(self, status: int, line: str) -> None:
+        """Answer without the app, where no answer has begun, and leave."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle.response_started:
+                self.transport.close()
+                return
+        record = Record(getattr(self, "scope", None) and self.scope.get("method") or "-", status=status)
+        self.transport.write(answer(status, line, record.id, self.server_state.default_headers))
+        self.journal.end(record)
+        self._leave()
+
+    def _leave(self) -> None:
+        self._leaving = True
+        self._unset_keepalive_if_required()
+        self.flow.resume_reading()
+        if self.transport.can_write_eof() and not self.transport.is_closing():
+            self.transport.write_eof()
+        self._arm(limits.LINGER_SECONDS)
+
+    def _arm(self, seconds: float) -> None:
+        self._disarm()
+        self._clock = self.loop.call_later(seconds, self._late)
+
+    def _disarm(self) -> None:
+        if self._clock:
+            self._clock.cancel()
+            self._clock = None
+
+    def _late(self) -> None:
+        self._clock = None
+        if self._leaving:
+            self.transport.abort()
+        elif self._between and not self._head:
+            self.transport.close()
+        else:
+            part, seconds = ("head", limits.HEAD_SECONDS) if self._between else ("body", limits.BODY_SECONDS)
+            self._refuse(408, f"the {part} of the request did not arrive in {seconds:g} seconds")
+
+    def _watch_reader(self) -> None:
+        self._unread = self.transport.get_write_buffer_size()
+        if self._unread and not self._reader:
+            self._reader = self.loop.call_later(limits.READER_SECONDS, self._judge_reader)
+
+    def _judge_reader(self) -> None:
+        self._reader = None
+        left = self.transport.get_write_buffer_size()
+        if left and self._unread - left < PROGRESS:
+            self.transport.abort()
+        elif left:
+            self._watch_reader()
+
+
+def answer(status: int, line: str, id: str, headers: list[tuple[bytes, bytes]]) -> bytes:
+    """The whole of a response that ends the connection."""
+    fault = {"message": line, "type": "invalid_request_error" if status < 500 else "server_error", "param": None,
+             "code": None}  # fmt: skip
+    body = json.dumps({"error": fault}).encode()
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode(), *(name + b": " + value for name, value in headers),
+             b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close",
+             b"x-content-type-options: nosniff", b"x-request-id: " + id.encode()]  # fmt: skip
+    if status in (408, 503):
+        lines.append(b"retry-after: 1")
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
