@@ -127,7 +127,7 @@ def test_saved_and_restored_goes_on_to_the_last_bit(kv: str, length: int) -> Non
     first = Cache(OPS, CONFIG, context=2000, kv=kv)
     attend_in_chunks(first, length, [100])
     second = Cache(OPS, CONFIG, sequences=2, context=1500, kv=kv)  # another place, another ring size is fine
-    second.restore(1, length, first.save(0), "test")
+    second.restore(1, length, first.save(0, length), "test")
     after = []
     for cache, sequence in ((first, 0), (second, 1)):
         batch = cache.batch([(sequence, 20)])
@@ -138,7 +138,7 @@ def test_saved_and_restored_goes_on_to_the_last_bit(kv: str, length: int) -> Non
 def test_restore_refuses_what_does_not_fit() -> None:
     cache = Cache(OPS, CONFIG, context=2000)
     attend_in_chunks(cache, 100, [100])
-    saved = cache.save(0)
+    saved = cache.save(0, cache.lengths[0])
     with pytest.raises(FormatError, match=r"0\.k.*expected"):
         Cache(OPS, CONFIG, context=2000, kv="f32").restore(0, 100, saved, "test")
     with pytest.raises(FormatError, match=r"1\.v"):

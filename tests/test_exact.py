@@ -269,7 +269,7 @@ def refilled(model: bise.Model, held: Cache) -> Cache:
         if scales is not None:
             scales[...] = 77
     for s, length in enumerate(held.lengths):
-        fresh.restore(s, length, held.save(s), "memory")
+        fresh.restore(s, length, held.save(s, length), "memory")
     return fresh
 
 

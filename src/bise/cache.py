@@ -137,9 +137,8 @@ class Cache:
     def _slots(self, start: int, end: int) -> slice:
         return slice(start % self.size, start % self.size + end - start)
 
-    def save(self, sequence: int) -> dict[str, QTensor]:
-        """The keys and values that the next token may see, by position: "0.k", "0.v", "1.k" ... (G*J, D)."""
-        end = self.lengths[sequence]
+    def save(self, sequence: int, end: int) -> dict[str, QTensor]:
+        """The keys and values that a token at position `end` may see, by position: "0.k", "0.v", "1.k" ... (G*J, D)."""
         if end == 0:
             return {}
         slots, numpy = np.arange(self.first_visible(end), end) % self.size, self.ops.numpy

@@ -22,7 +22,7 @@ from .scout import Scout
 from .weights import Parameters
 
 ROWS = 5  # tokens of one step that cost little more than one: the weights are read once for all of them
-BESIDE = 32  # tokens of prompts that a step reads while others speak: they should hardly notice
+BESIDE = 16  # tokens of prompts that a step reads while others speak: it then takes at most twice as long (LOG.md)
 
 Likely = list[tuple[int, float]]  # ids and their logprobs, the likeliest first
 
@@ -146,6 +146,12 @@ class Engine:
             end = min(len(history), end or len(history))
             self.blocks.keep(self.salts[sequence], history, sequence, start, end)
             self._kept[sequence] = max(start, end // BLOCK * BLOCK)
+
+    def empty(self, sequence: int) -> None:
+        """Forget what a sequence holds, once `blocks` has it."""
+        self.keep(sequence)
+        self.cache.rewind(sequence, 0)
+        self.history[sequence], self._kept[sequence] = [], 0
 
     def check(self, request: Request) -> None:
         """RequestError or ContextError where a request cannot be served."""

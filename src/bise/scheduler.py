@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from .blocks import BLOCK
 from .engine import Engine, Request, common
+from .errors import BusyError
 
 SAID = 2  # a token that is said counts as much as so many that are read
 
@@ -65,6 +66,25 @@ class Scheduler:
         busy = {r.sequence for r in self.engine.running}
         return sorted((s for s in range(len(self._used)) if s not in busy), key=self._used.__getitem__)
 
+    def find(self, ids: list[int], salt: str) -> tuple[int, int]:
+        """(sequence, tokens): where the most of `ids` is held. What only blocks hold is laid out in an idle sequence."""
+        engine = self.engine
+        best = max(range(len(engine.history)), key=lambda s: engine.shared(s, ids, salt))
+        held = engine.shared(best, ids, salt)
+        if engine.blocks and engine.blocks.known(salt, ids) > held and self.idle():
+            best = self.clear()
+            held = engine.blocks.fill(salt, ids, best)
+            engine.history[best], engine.salts[best] = ids[:held], salt
+        return best, held
+
+    def clear(self) -> int:
+        """An idle sequence, emptied; what it held is kept in blocks. BusyError where there is none."""
+        if not (idle := self.idle()):
+            raise BusyError(f"all {len(self._used)} slots are speaking: try again when one is free")
+        self._used[idle[0]] = next(self._clock)
+        self.engine.empty(idle[0])
+        return idle[0]
+
     def _admit(self) -> None:
         while (idle := self.idle()) and (request := next(self._ready(), None)):
             self._waiting[self.clients[request]].remove(request)
@@ -114,4 +134,6 @@ class Scheduler:
         if client not in self.clients.values():
             del self._waiting[client]
             least = self._least()
-            self._counts = {c: n for c, n in self._counts.items() if self._waiting and (c in self._waiting or n > least)}
+            self._counts = {
+                c: n for c, n in self._counts.items() if self._waiting and (c in self._waiting or n > least)
+            }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import gguf
+from .cache import Cache
 from .completion import Clock, Completion, Options
 from .engine import Request
 from .errors import FormatError, RequestError
@@ -113,38 +114,22 @@ class Session:
         """Write tokens, messages, keys and values to one file (a GGUF of its own kind), whole or not at all."""
         engine = self._engine
         engine.cache.rewind(0, len(engine.history[0]))  # Ctrl-C may have come between the two growing
-        about = {
-            "model": str(Path(self.model.path).resolve()), "fingerprint": self.model.weights.fingerprint,
-            "kv": self.model.kv, "window": self.model.config.sliding_window, "context": self.model.context,
-            "held": engine.history[0], "tokens": self.tokens, "messages": self.messages, "marks": self._marks,
-        }  # fmt: skip
-        gguf.write(path, {"general.architecture": KIND, f"{KIND}.about": json.dumps(about)}, engine.cache.save(0))
+        said = {"tokens": self.tokens, "messages": self.messages, "marks": self._marks}
+        write(path, self.model, engine.cache, 0, engine.history[0], said)
 
     @classmethod
     def load(cls, path: str | Path, model: Model | None = None) -> Session:
         """Take up a saved session without reading anything again. Raises FormatError where the file belongs to
         another model, another kind of cache or another window, and says which."""
-        file = gguf.GGUF(path)
-        about = _about(path, file.keys)
         if model is None:
             from .api import load
 
+            about = _about(path, gguf.GGUF(path).keys)
             window = "none" if about["window"] is None else about["window"]
             model = load(about["model"], window=window, context=about["context"], kv=about["kv"])
-        for name, ours in (
-            ("fingerprint", model.weights.fingerprint), ("kv", model.kv), ("window", model.config.sliding_window),
-        ):  # fmt: skip
-            if about[name] != ours:
-                raise FormatError(f"{path}: the session's {name} is {about[name]}, the model's is {ours}: "
-                                  f"it was saved with {about['model']}")  # fmt: skip
-        held = about["held"]
-        if len(held) > model.context:
-            raise FormatError(
-                f"{path}: the session has {len(held):,} tokens, context is {model.context:,}: pass --context"
-            )
         session = cls(model)
-        session._engine.cache.restore(0, len(held), file.tensors, str(path))
-        session._engine.history[0] = held
+        about = read(path, model, session._engine.cache, 0)
+        session._engine.history[0] = about["held"]
         session.tokens, session.messages, session._marks = about["tokens"], about["messages"], about["marks"]
         return session
 
@@ -221,6 +206,36 @@ class Session:
             pass
         assert self.last is not None
         return self.last
+
+
+def write(
+    path: str | Path, model: Model, cache: Cache, sequence: int, held: Sequence[int], said: Mapping[str, Any]
+) -> None:
+    """A session's file: what a sequence of the cache holds of the ids `held`, which may be less than all it has; and
+    what was said, "tokens", "messages" and "marks"."""
+    about = {
+        "model": str(Path(model.path).resolve()), "fingerprint": model.weights.fingerprint, "kv": model.kv,
+        "window": model.config.sliding_window, "context": model.context, "held": held, **said,
+    }  # fmt: skip
+    keys = {"general.architecture": KIND, f"{KIND}.about": json.dumps(about)}
+    gguf.write(path, keys, cache.save(sequence, len(held)))
+
+
+def read(path: str | Path, model: Model, cache: Cache, sequence: int) -> dict[str, Any]:
+    """Put a session's file into a sequence -> what `write` was told. FormatError where it belongs to another model."""
+    file = gguf.GGUF(path)
+    about = _about(path, file.keys)
+    for name, ours in (
+        ("fingerprint", model.weights.fingerprint), ("kv", model.kv), ("window", model.config.sliding_window),
+    ):  # fmt: skip
+        if about[name] != ours:
+            raise FormatError(f"{path}: the session's {name} is {about[name]}, the model's is {ours}: "
+                              f"it was saved with {about['model']}")  # fmt: skip
+    held = about["held"]
+    if len(held) > model.context:
+        raise FormatError(f"{path}: the session has {len(held):,} tokens, context is {model.context:,}: pass --context")
+    cache.restore(sequence, len(held), file.tensors, str(path))
+    return about
 
 
 def _about(path: str | Path, keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import session
 from ..api import Model, load
 from ..engine import Engine, Request
-from ..errors import BiseError
+from ..errors import BiseError, RequestError
 from ..sampler import Sampler, Sampling
 from ..scheduler import Scheduler
 from ..speech import Speech
@@ -50,12 +51,11 @@ class Worker:
         self.engine: Engine = model.engine(slots, reuse)
         self.scheduler = Scheduler(self.engine)
         self.tickets: dict[int, Ticket] = {}
-        self._of: dict[Request, Ticket] = {}
 
     def take(self, message: dict[str, Any]) -> None:
         """Something came in."""
         if "ask" in message:
-            self._ask(message["ask"], Ask(**message["of"]))
+            self._ask(message["ask"], message["of"])
         elif "cancel" in message and (ticket := self.tickets.get(message["cancel"])):
             self._drop(ticket)
         elif "call" in message:
@@ -75,15 +75,17 @@ class Worker:
         if told:
             self.send({"news": told})
 
-    def _ask(self, id: int, ask: Ask) -> None:
+    def _ask(self, id: int, fields: dict[str, Any]) -> None:
         try:
-            request = self._request(ask)
-            self.scheduler.submit(request, ask.client)
+            ask = Ask(**fields)
+            ticket = Ticket(
+                id, self._request(ask), Speech(self.model.maybe_tokenizer, ask.stop, ask.start), ask.alternatives
+            )
+            self.scheduler.submit(ticket.request, ask.client)
         except Exception as error:
             self.send({"news": [[id, packed(_failure(error))]]})
             return
-        speech = Speech(self.model.maybe_tokenizer, ask.stop, ask.start)
-        self.tickets[id] = self._of[request] = Ticket(id, request, speech, ask.alternatives)
+        self.tickets[id] = ticket
 
     def _request(self, ask: Ask) -> Request:
         settings = dict(ask.sampling)
@@ -98,7 +100,7 @@ class Worker:
 
     def _drop(self, ticket: Ticket) -> None:
         self.scheduler.cancel(ticket.request)
-        del self.tickets[ticket.id], self._of[ticket.request]
+        del self.tickets[ticket.id]
 
     def _news(self, ticket: Ticket, began: float, now: float) -> News | None:
         """What there is to tell of a ticket; None: nothing."""
@@ -154,13 +156,28 @@ class Worker:
 
     def _call(self, id: int, what: str, details: dict[str, Any]) -> None:
         """Something asked of the engine itself, between two steps."""
+        calls = {"stats": self._stats, "save": self._save, "restore": self._restore}
         try:
-            answer = {"stats": self._stats}[what](**details)
+            answer = calls[what](**details)  # type: ignore[operator]
             self.send({"answer": id, "of": answer})
         except (BiseError, OSError) as error:
             self.send({"answer": id, "error": str(error)})
-        except KeyError:
-            self.send({"answer": id, "error": f"nothing is called {what!r}"})
+
+    def _save(self, path: str, ids: list[int], salt: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        """Write what has been read of `ids` to a session's file."""
+        s, held = self.scheduler.find(ids, salt)
+        if held == 0:
+            raise RequestError("nothing of this conversation is held any more: send it once more, then save it")
+        said = {"tokens": ids[:held], "messages": messages, "marks": []}
+        session.write(path, self.model, self.engine.cache, s, ids[:held], said)
+        return {"tokens": held}
+
+    def _restore(self, path: str, salt: str) -> dict[str, Any]:
+        """Take up a session's file in a sequence that nobody uses."""
+        s = self.scheduler.clear()
+        about = session.read(path, self.model, self.engine.cache, s)
+        self.engine.history[s], self.engine.salts[s] = list(about["held"]), salt
+        return {"tokens": len(about["held"])}
 
     def _stats(self) -> dict[str, Any]:
         engine = self.engine
