@@ -125,7 +125,8 @@ class Desk:
         return Listening(self, next(self._ids), ask)
 
     async def call(self, what: str, **details: Any) -> dict[str, Any]:
-        """Ask something of the engine itself. DownError where it is not running, RequestError where it says no."""
+        """Ask something of the engine itself. DownError where it is not running, RequestError or BusyError where it
+        says no."""
         if self.state != "ready":
             raise DownError(f"the engine is {self.state}: try again in a few seconds")
         id, answer = next(self._ids), asyncio.get_running_loop().create_future()
@@ -208,7 +209,7 @@ class Desk:
             answer = self._calls.get(message["answer"])
             if answer and not answer.done():
                 if "error" in message:
-                    answer.set_exception(RequestError(message["error"]))
+                    answer.set_exception((BusyError if message["busy"] else RequestError)(message["error"]))
                 else:
                     answer.set_result(message["of"])
         elif "loading" in message:

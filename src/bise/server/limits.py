@@ -30,3 +30,7 @@ INPUTS = 64  # texts of one embedding request
 # --- time
 PING = 5.0  # seconds of silence after which a stream says that it is alive
 INLINE = 4096  # characters that are tokenised at once; longer texts go to a thread
+
+# --- on disk, for each tenant
+SESSIONS = 256  # saved sessions
+SESSION_BYTES = 32 << 30  # of all of them, before another one is written

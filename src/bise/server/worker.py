@@ -19,7 +19,7 @@ from typing import Any
 from .. import session
 from ..api import Model, load
 from ..engine import Engine, Request
-from ..errors import BiseError, RequestError
+from ..errors import BiseError, BusyError, RequestError
 from ..grammar import Grammar
 from ..sampler import Sampler, Sampling
 from ..scheduler import Scheduler
@@ -168,7 +168,7 @@ class Worker:
             answer = calls[what](**details)  # type: ignore[operator]
             self.send({"answer": id, "of": answer})
         except (BiseError, OSError) as error:
-            self.send({"answer": id, "error": str(error)})
+            self.send({"answer": id, "error": str(error), "busy": isinstance(error, BusyError)})
 
     def _save(self, path: str, ids: list[int], salt: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
         """Write what has been read of `ids` to a session's file."""
