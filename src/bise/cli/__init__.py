@@ -40,10 +40,12 @@ def bise(
 def main() -> None:
     """What the `bise` command calls. Exit codes: 0 done, 2 refused (one line says why), 130 stopped with Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an odd locale must not end a story
+        if stream is not None:  # None: closed before we began
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an odd locale must not end a story
     try:
         code = app(prog_name="bise", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BiseError as error:
         code = _refuse(str(error))
     except BrokenPipeError:  # whoever read us has seen enough
@@ -70,4 +72,4 @@ def _refuse(line: str) -> int:
     return 2
 
 
-from . import chat, generate, info, models, bench  # noqa: E402, F401, I001  # each adds its verb, in the order of the help page
+from . import chat, generate, serve, info, models, bench  # noqa: E402, F401, I001  # each adds its verb, in the order of the help page

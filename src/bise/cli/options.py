@@ -61,17 +61,24 @@ class Loading:
         from ..api import find, load
         from .terminal import Bar
 
-        ahead = ahead or Ahead()
         with Bar("pulling", "bytes") as bar:
             found = find(path, bar)
-        with Bar("pulling", "bytes") as bar:
-            draft = None if ahead.draft is None else find(ahead.draft, bar)
+        told = self.told(ahead or Ahead())
         with Bar("loading", "bytes") as bar:
-            return load(
-                found, window=self.window_value(), context=self.context, kv=self.kv, threads=self.threads,
-                backend=self.backend, device=self.device, lookup=not ahead.no_lookup, draft=draft,
-                keep_packed=self.keep_packed, isa=isa, progress=bar,
-            )  # fmt: skip
+            return load(found, isa=isa, progress=bar, **told)
+
+    def told(self, ahead: Ahead) -> dict[str, Any]:
+        """What `bise.load` is told beside the path, in values that JSON knows; a draft model is pulled if need be."""
+        from ..api import find
+        from .terminal import Bar
+
+        with Bar("pulling", "bytes") as bar:
+            draft = None if ahead.draft is None else str(find(ahead.draft, bar))
+        return {
+            "window": self.window_value(), "context": self.context, "kv": self.kv, "threads": self.threads,
+            "backend": self.backend, "device": self.device, "lookup": not ahead.no_lookup, "draft": draft,
+            "keep_packed": self.keep_packed,
+        }  # fmt: skip
 
     def window_value(self) -> int | str | None:
         """The text of --window as `bise.load` wants it."""

@@ -134,7 +134,7 @@ class Connection(HttpToolsProtocol):
             if cycle.response_started:
                 self.transport.close()
                 return
-        record = Record(getattr(self, "scope", None) and self.scope.get("method") or "-", status=status)
+        record = Record(self.scope.get("method", "-") if self.scope else "-", status=status)
         self.transport.write(answer(status, line, record.id, self.server_state.default_headers))
         self.journal.end(record)
         self._leave()
@@ -185,9 +185,10 @@ def answer(status: int, line: str, id: str, headers: list[tuple[bytes, bytes]]) 
     fault = {"message": line, "type": "invalid_request_error" if status < 500 else "server_error", "param": None,
              "code": None}  # fmt: skip
     body = json.dumps({"error": fault}).encode()
-    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode(), *(name + b": " + value for name, value in headers),
-             b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close",
-             b"x-content-type-options: nosniff", b"x-request-id: " + id.encode()]  # fmt: skip
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode(),
+             *(name + b": " + value for name, value in headers), b"content-type: application/json",
+             b"content-length: %d" % len(body), b"connection: close", b"x-content-type-options: nosniff",
+             b"x-request-id: " + id.encode()]  # fmt: skip
     if status in (408, 503):
         lines.append(b"retry-after: 1")
     return b"\r\n".join(lines) + b"\r\n\r\n" + body

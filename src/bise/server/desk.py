@@ -49,6 +49,7 @@ class Desk:
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
         self._closing = False
+        self.ears: Callable[[Ask], Callable[[News], None]] | None = None  # who hears the news of an ask, too
         self._pace = 1.0  # seconds that an ask has lately taken, waiting left out
 
     @staticmethod
@@ -103,6 +104,8 @@ class Desk:
         if self._writer:
             self._writer.close()
         if self._process:
+            if self.state == "loading":
+                self._process.kill()  # it would see the end of the line when it has loaded
             try:
                 await asyncio.to_thread(self._process.wait, GRACE)
             except subprocess.TimeoutExpired:
@@ -183,6 +186,7 @@ class Desk:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bise.server.worker", str(theirs.fileno())], pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            start_new_session=True,  # a terminal's Ctrl-C and its end are for the server, which then ends the worker
         )  # fmt: skip
         theirs.close()
         reader, self._writer = await asyncio.open_connection(sock=ours)
@@ -238,9 +242,12 @@ class Listening:
         self._news: asyncio.Queue[News] = asyncio.Queue()
         self._finished = False
         desk._listening[id] = self
+        self._ear = desk.ears(ask) if desk.ears else None
         desk._send({"ask": id, "of": packed(ask)})
 
     def push(self, news: News) -> None:
+        if self._ear:
+            self._ear(news)
         if news.finish:
             self._finished = True
             self._desk._listening.pop(self.id, None)

@@ -15,9 +15,9 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from .desk import Desk, Listening
+from .desk import Desk
 from .journal import NOW, Record
-from .wire import Ask, News
+from .wire import News
 
 PATIENCE = 2.0  # seconds that /health waits for an answer
 STUCK = 60.0  # seconds after which an engine that does not answer is taken for ill
@@ -72,8 +72,8 @@ class Metrics:
         self.between = self._histogram("between_tokens_seconds", "Between two pieces of news with tokens")
         self.seconds = self._histogram("request_seconds", "From a request's head to the end of its response")
         self._gauge("slots", "Asks that can be served at once", lambda: desk.slots)
-        self._gauge("slots_in_use", "Asks that are being served", lambda: min(desk.open, desk.slots))
-        self._gauge("queue_depth", "Asks that wait", lambda: max(0, desk.open - desk.slots))
+        self._gauge("slots_in_use", "Asks that are being served", lambda: min(desk.taken, desk.slots))
+        self._gauge("queue_depth", "Asks that wait", lambda: max(0, desk.taken - desk.slots))
         self._gauge("queue_limit", "Asks that may wait", lambda: desk.queue)
         self._gauge("worker_restarts", "Times the engine's process was started again", lambda: desk.restarts)
         self._gauge("engine_ready", "1 while the engine answers", lambda: desk.state == "ready")
@@ -82,6 +82,7 @@ class Metrics:
             ("worker_resident_bytes", "Memory of the engine's process"),
         ):  # fmt: skip
             self._gauge(name, what, lambda name=name: self.pulse.stats.get(name, 0))
+        desk.ears = lambda ask: Ear(self, NOW.get(), len(ask.prompt))
         ProcessCollector(registry=self.registry)  # resident memory, files and seconds of the front
 
     def count(self, record: Record) -> None:
@@ -97,18 +98,6 @@ class Metrics:
 
     def _gauge(self, name: str, what: str, value: Any) -> None:
         Gauge(f"bise_{name}", what, registry=self.registry).set_function(value)
-
-
-class CountingDesk(Desk):
-    """A desk whose news are counted, for the metrics and for the request they belong to."""
-
-    metrics: Metrics | None = None
-
-    def listen(self, ask: Ask) -> Listening:
-        listening = super().listen(ask)
-        if self.metrics:
-            listening.heard = Ear(self.metrics, NOW.get(), len(ask.prompt))
-        return listening
 
 
 class Ear:
@@ -138,7 +127,7 @@ class Ear:
 
 @router.api_route("/health", methods=["GET", "HEAD"], summary="Is the engine well", responses={503: {}})
 async def health(request: Request) -> JSONResponse:
-    """200 {"status": "ok"} where the engine answers; 503 {"status": "loading"} or "down" or "draining". Needs no key."""
+    """200 {"status": "ok"} where the engine answers; 503 with "loading" or "down". Needs no key."""
     state = await request.app.state.metrics.pulse.feel()
     return JSONResponse({"status": state}, 200 if state == "ok" else 503)
 

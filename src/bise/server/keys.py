@@ -35,27 +35,20 @@ class Keys:
     """The keys of a server. Without any, whoever reaches the server may use it."""
 
     def __init__(self, keys: Sequence[str] = ()) -> None:
-        self._tenants = {_digest(key.encode()): Tenant(_derive(key, "tenant")[:16], _derive(key, "salt")) for key in keys}
-        self._cookies = {_digest(_derive(key, "cookie").encode()): _digest(key.encode()) for key in keys}
+        tenants = [Tenant(_derive(key, "tenant")[:16], _derive(key, "salt")) for key in keys]
+        self._keys = [(_digest(key.encode()), tenant) for key, tenant in zip(keys, tenants, strict=True)]
+        self._cookies = [(_digest(_derive(key, "cookie").encode()), t) for key, t in zip(keys, tenants, strict=True)]
 
     def __bool__(self) -> bool:
-        return bool(self._tenants)
+        return bool(self._keys)
 
     def tenant(self, key: bytes) -> Tenant | None:
-        """Whose key this is. Takes as long whether it is nearly right or all wrong: digests are compared, all of them."""
-        found, digest = None, _digest(key)
-        for known, tenant in self._tenants.items():
-            if hmac.compare_digest(known, digest):
-                found = tenant
-        return found
+        """Whose key this is."""
+        return _among(self._keys, key)
 
     def visitor(self, cookie: bytes) -> Tenant | None:
         """Whose cookie this is."""
-        found, digest = None, _digest(cookie)
-        for known, key in self._cookies.items():
-            if hmac.compare_digest(known, digest):
-                found = self._tenants[key]
-        return found
+        return _among(self._cookies, cookie)
 
     @staticmethod
     def cookie(key: bytes) -> str:
@@ -99,6 +92,15 @@ def _checked(key: str, where: str) -> str:
     if not all("!" <= letter <= "~" for letter in key):
         raise RequestError(f"{where}: a key is made of printable ASCII without spaces: {REMEDY}")
     return key
+
+
+def _among(secrets: list[tuple[bytes, Tenant]], shown: bytes) -> Tenant | None:
+    """Takes as long for one that is nearly right as for one that is all wrong: digests are compared, and all of them."""
+    found, digest = None, _digest(shown)
+    for known, tenant in secrets:
+        if hmac.compare_digest(known, digest):
+            found = tenant
+    return found
 
 
 def _digest(key: bytes) -> bytes:

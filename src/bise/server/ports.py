@@ -1,0 +1,73 @@
+"""What a server takes from the system: a port, and files enough for its connections."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from ipaddress import ip_address
+from typing import Any
+
+from ..errors import RequestError
+
+BACKLOG = 4096  # connections that the system may hold for us
+SEND_BUFFER = 128 << 10  # bytes that the system takes for a client that does not read
+FEWEST = 64  # open files without which there is no server
+RESERVED = 32  # of these, for everything but connections
+MOST = 10_000  # connections
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0: a free one. RequestError where that is not possible."""
+    if not 0 <= port <= 65535:
+        raise RequestError(f"--port is {port}, expected 0 to 65535")
+    family, address = addresses(host, port)[0]
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # connections inherit these
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        found.bind(address)
+        found.listen(BACKLOG)
+    except OSError as error:
+        found.close()
+        reason = os.strerror(error.errno).lower() if error.errno else str(error)
+        raise RequestError(f"cannot listen on {host}, port {port}: {reason}: pass another --port or --host") from None
+    found.setblocking(False)
+    return found
+
+
+def addresses(host: str, port: int = 0) -> list[tuple[int, Any]]:
+    """What a host's name stands for, IPv4 first: the family, and the address as `bind` takes it."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise RequestError(f"--host is {host!r}, which is neither an address nor a name that is known here") from None
+    return sorted(((entry[0], entry[4]) for entry in found), key=lambda pair: pair[0] != socket.AF_INET)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it there."""
+    return all(ip_address(address[0].partition("%")[0]).is_loopback for _, address in addresses(host))
+
+
+def url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def raise_files() -> int:
+    """Allow as many open files as may be; the connections that leaves room for."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = most if most != resource.RLIM_INFINITY else 1 << 20
+    if most < FEWEST:
+        raise RequestError(f"open files are limited to {most}, a server needs {FEWEST}: raise it with ulimit -n")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return min(MOST, (most - RESERVED) * 3 // 4)  # the rest: refused ones that are still listened to
+
+
+def fill_streams() -> None:
+    """Where stdin, stdout or stderr were closed, put /dev/null there: the next connection must not become stdout."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
