@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import json
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -40,6 +41,7 @@ def main() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8192)), hard))
     a = arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server is ended, too
     load = others()
     figures, checks = asyncio.run(SCENARIOS[a.scenario](a))
     result = {

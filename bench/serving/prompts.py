@@ -8,11 +8,12 @@ from typing import Any
 
 from .client import Target, send
 
-WORDS = """
+STORY = """
     the little fox went to a river and saw big red ball under old tree where bird sang song about sun rain home day
     when mother said yes but friend was sad because his dog ran away into dark wood after cat then they all looked
     for it with small light until night came over hill near green garden so good boy found her at last
-""".split()
+"""
+WORDS = STORY.split()
 EXAMPLES = (100, 300)  # words: two prompts tell how long a word is
 
 
