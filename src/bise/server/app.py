@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from . import chat, completions, embeddings, faults, models, tokens
+from . import chat, completions, embeddings, faults, health, models, page, sessions, tokens
 
 if TYPE_CHECKING:
     from .desk import Desk
 
-ROUTERS = [models.router, completions.router, chat.router, embeddings.router, tokens.router]
+ROUTERS = [models.router, completions.router, chat.router, embeddings.router, tokens.router,
+           sessions.router, health.router]  # fmt: skip
 
 
-def build(desk: Desk) -> FastAPI:
-    """The application that serves what `desk` has. `app.state.desk` is where routes find it."""
+def build(desk: Desk, data: Path) -> FastAPI:
+    """The application that serves what `desk` has and keeps files under `data`. Routes find both in `app.state`."""
     app = FastAPI(
         title="bise", version=version("bise"), docs_url=None, redoc_url=None, redirect_slashes=False,
         strict_content_type=True,
     )  # fmt: skip
-    app.state.desk = desk
-    for router in ROUTERS:
+    app.state.desk, app.state.data = desk, data
+    for router in [*ROUTERS, page.routes()]:
         app.include_router(router)
     faults.install(app)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -92,7 +93,7 @@ class Front:
         return 0
 
     def _web(self, metrics: Metrics) -> uvicorn.Server:
-        app = build(self.desk)
+        app = build(self.desk, self.told.data or data_folder())
         app.state.metrics = metrics
         port = self.socket.getsockname()[1]
         self.access = Access(app, self.desk, self.keys, self.journal, self.local, self.told.hosts, f"bise_{port}")
@@ -133,6 +134,13 @@ class Front:
 
     def _trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.journal.trouble(context.get("exception") or RuntimeError())
+
+
+def data_folder() -> Path:
+    """Where conversations and sessions lie unless told otherwise (XDG base directory specification)."""
+    if "BISE_DATA" in os.environ:
+        return Path(os.environ["BISE_DATA"])
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "bise"
 
 
 class _Web(uvicorn.Server):

@@ -31,6 +31,18 @@ INPUTS = 64  # texts of one embedding request
 PING = 5.0  # seconds of silence after which a stream says that it is alive
 INLINE = 4096  # characters that are tokenised at once; longer texts go to a thread
 
+# --- connections (connection.py, access.py)
+HEAD_BYTES = 32 << 10  # of a request: its first line and its headers
+HEAD_FIELDS = 100  # headers
+HEAD_SECONDS = 10.0  # in which the head of a request has to arrive
+BODY_SECONDS = 30.0  # and then its body
+READER_SECONDS = 30.0  # in which a client has to take some of what waits for it
+IDLE_SECONDS = 75  # that a connection is kept open for the next request
+LINGER_SECONDS = 2.0  # that a refused client is listened to, so that it can read why
+UNREAD_BYTES = 256 << 10  # that may wait for a client before its answer is held up
+BODIES = 256 << 20  # bytes of bodies that are held at once, all requests together
+SLOWED = 256  # clients with wrong keys that are kept waiting at once
+
 # --- on disk, for each tenant
 SESSIONS = 256  # saved sessions
 SESSION_BYTES = 32 << 30  # of all of them, before another one is written

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 router = APIRouter(route_class=Route, tags=["sessions"], prefix="/v1/sessions")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 ENDING = ".session"
+LOCAL = "local"  # the folder of a server without keys: no tenant is called that
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME.pattern}$")]
 
 
@@ -80,7 +81,8 @@ async def delete(request: Request, name: str) -> Response:
 
 
 def _folder(request: Request) -> Path:
-    return Path(request.app.state.data) / "sessions" / str(request.state.tenant)
+    tenant = request.state.client if request.state.salt else LOCAL
+    return Path(request.app.state.data) / "sessions" / str(tenant)
 
 
 def _existing(request: Request, name: str) -> Path:
