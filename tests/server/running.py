@@ -28,6 +28,7 @@ class Server:
     def __init__(self, *options: str, environment: dict[str, str] | None = None, before: str = "", ready: bool = True):
         """before: shell commands that run in the process first (ulimit -n 64)."""
         self._folder = tempfile.TemporaryDirectory(prefix="bise-")
+        self.data = Path(self._folder.name)
         self._stderr = open(Path(self._folder.name) / "stderr", "wb")  # noqa: SIM115
         command = [sys.executable, "-m", "bise", "serve", "--port", "0", "--data", self._folder.name, *options]
         if before:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..api import gib
+from ..errors import RequestError
 from . import limits, replies
 from .body import Route, Strict
 from .chat import Bare, Message
@@ -69,7 +70,10 @@ async def save(request: Request, body: SaveRequest) -> Response:
 async def restore(request: Request, name: str) -> Response:
     """Take a session up again: the next request that begins like it does not read that part."""
     path = _existing(request, name)
-    answer = await request.app.state.desk.call("restore", path=str(path), salt=request.state.salt)
+    try:
+        answer = await request.app.state.desk.call("restore", path=str(path), salt=request.state.salt)
+    except RequestError as error:
+        raise RequestError(str(error).replace(str(path), name)) from None  # where files lie is nobody's business
     return JSONResponse(_about(path) | answer)
 
 
