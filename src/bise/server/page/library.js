@@ -1,0 +1,62 @@
+// The conversations on the server: listed, opened, and saved without overwriting what another tab saved.
+import { Refusal, ask } from './api.js';
+import { notice } from './dom.js';
+import { Tree } from './tree.js';
+
+const ROOT = '/api/conversations';
+
+export const list = async (words = '') =>
+  (await ask('GET', words ? `${ROOT}?search=${encodeURIComponent(words)}` : ROOT)).conversations;
+export const open = async (id) => new Tree(await ask('GET', `${ROOT}/${id}`));
+export const remove = (id) => ask('DELETE', `${ROOT}/${id}`);
+export const rename = (id, title) => ask('PATCH', `${ROOT}/${id}`, { title });
+export const exported = (id) => ask('GET', id ? `${ROOT}/${id}/export` : `${ROOT}/export`);
+export const imported = async (file) => (await ask('POST', `${ROOT}/import`, file)).imported;
+
+const waiting = new Map(); // tree -> the save that is under way, or the next one
+
+/** Save soon and in order; resolves when the tree as it was at this call is on the disk. */
+export function save(tree) {
+  const next = (waiting.get(tree) ?? Promise.resolve()).then(() => attempt(tree));
+  waiting.set(tree, next);
+  return next;
+}
+
+async function attempt(tree, tries = 0) {
+  try {
+    await write(tree);
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    if (error.status === 0 && tries < 5) {
+      notice('Not saved yet: the server cannot be reached.');
+      await new Promise((done) => setTimeout(done, 1000 * 2 ** tries));
+      return attempt(tree, tries + 1);
+    }
+    if (error.status === 409 && tries < 5) {
+      tree.merge(await ask('GET', `${ROOT}/${tree.id}`));
+      notice('Another tab had saved this conversation: both are kept.');
+      return attempt(tree, tries + 1);
+    }
+    if (error.status === 404 && tree.id) { // deleted elsewhere, and still in use here
+      tree.id = null;
+      return attempt(tree, tries + 1);
+    }
+    if (error.status === 413 && lighten(tree)) return attempt(tree, tries);
+    notice(`Not saved: ${error.message}`);
+  }
+}
+
+async function write(tree) {
+  const kept = tree.id
+    ? await ask('PUT', `${ROOT}/${tree.id}`, tree.kept, { 'If-Match': `"${tree.version}"` })
+    : await ask('POST', ROOT, tree.kept);
+  tree.id = kept.id;
+  tree.version = kept.version;
+}
+
+/** Too large to keep: the oldest answer gives up its tokens; its text stays. */
+function lighten(tree) {
+  const heavy = [...tree.messages.values()].find((message) => message.tokens?.length);
+  if (heavy) delete heavy.tokens;
+  return Boolean(heavy);
+}
