@@ -15,7 +15,7 @@ export class Answer {
     this.progress = null; // {read, total, reused}
     this.until = 0; // while busy: when the server is asked again, ms
     this.abort = new AbortController();
-    this.decoder = new TextDecoder();
+    this.decoder = new TextDecoder('utf-8', { ignoreBOM: true });
   }
 
   stop() {
@@ -121,12 +121,17 @@ export class Answer {
       for (const token of logprobs.content) this.message.tokens.push(this.#token(token));
     } else (logprobs.tokens ?? []).forEach((text, i) => {
       const top = Object.entries(logprobs.top_logprobs?.[i] ?? {});
-      this.message.tokens.push([text, round(logprobs.token_logprobs[i]), top.map(([t, p]) => [t, round(p)])]);
+      this.message.tokens.push([this.#named(text), round(logprobs.token_logprobs[i]), top.map(([t, p]) => [marked(t), round(p)])]);
     });
   }
 
+  #named(name) {
+    const hex = name.startsWith('bytes:') ? name.slice(6).match(/[0-9a-f]{2}/g) ?? [] : null;
+    return hex ? this.decoder.decode(Uint8Array.from(hex, (each) => parseInt(each, 16)), { stream: true }) : name;
+  }
+
   #token({ token, bytes, logprob, top_logprobs }) {
-    const text = bytes ? this.decoder.decode(Uint8Array.from(bytes), { stream: true }) : token;
+    const text = bytes?.length ? this.decoder.decode(Uint8Array.from(bytes), { stream: true }) : token;
     return [text, round(logprob), (top_logprobs ?? []).map((other) => [whole(other), round(other.logprob)])];
   }
 
@@ -140,7 +145,7 @@ export class Answer {
       prompt: (usage?.prompt_tokens ?? this.progress?.total ?? 0) - this.begin, // a prefix is part of the answer
       completion: this.begin + (usage?.completion_tokens ?? fresh),
       reused: usage?.prompt_tokens_details?.cached_tokens ?? this.progress?.reused ?? 0,
-      first: round(timings?.first_token ?? (this.first ? (this.first - this.asked) / 1000 : 0)),
+      first: round(timings ? timings.queue_seconds + timings.prefill_seconds : (this.first - this.asked) / 1000),
       rate: round(timings?.tokens_per_second ?? (spoken > 0 ? (fresh - 1) / spoken : 0)),
     };
   }
@@ -148,12 +153,16 @@ export class Answer {
 
 const round = (x) => (typeof x === 'number' ? Math.round(x * 1e4) / 1e4 : null);
 
-/** The text of an alternative, or its bytes where they are no whole character. */
+/** The text of an alternative; its bytes where they are no whole character, its name where it has no text. */
 function whole({ token, bytes }) {
   if (!bytes) return token;
+  if (!bytes.length) return BYTES + token;
   try {
-    return new TextDecoder('utf-8', { fatal: true }).decode(Uint8Array.from(bytes));
+    return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(Uint8Array.from(bytes));
   } catch {
     return BYTES + bytes.map((byte) => byte.toString(16).padStart(2, '0').toUpperCase()).join(' ');
   }
 }
+
+/** The completions API names such tokens "bytes:\\xe2\\x80". */
+const marked = (name) => (name.startsWith('bytes:') ? BYTES + name.slice(6).replaceAll('\\x', ' ').trim().toUpperCase() : name);

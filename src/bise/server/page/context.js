@@ -24,8 +24,8 @@ export class ContextBar {
     if (!text) return 0;
     if (!this.systems.has(text)) {
       try {
-        const { tokens } = await ask('POST', '/tokenize', { text });
-        this.systems.set(text, tokens.length);
+        const { count } = await ask('POST', '/tokenize', { content: text, add_special: false });
+        this.systems.set(text, count);
       } catch {
         return 0; // shown as history
       }
@@ -64,7 +64,7 @@ function parts(usage, before, system, context) {
 
 function summary(rest, window, first) {
   if (!window) return rest;
-  return first ? `${rest}, the window holds the last ${number(window)}` : `${rest}, all within the window of ${number(window)}`;
+  return first ? `${rest}, ${number(first)} of them behind the window` : `${rest}, all within the window`;
 }
 
 function segment({ kind, size, from }, context, first, tell) {
@@ -97,6 +97,6 @@ function figures({ rate, first, reused, prompt }) {
   const list = [];
   if (rate > 0) list.push(`${rate < 10 ? rate.toFixed(1) : number(rate)} tokens/s`);
   if (first > 0) list.push(`first after ${seconds(first)}`);
-  if (reused > 0) list.push(`${number(reused)} of ${number(prompt)} read before`);
+  if (reused > 0) list.push(`${number(Math.min(reused, prompt))} reused`);
   return list.join(' · ');
 }

@@ -8,13 +8,14 @@ export function visible(text) {
   return text.replace(/\n/g, '↵').replace(/\t/g, '⇥').replace(/^ | $/g, '␣') || '‹part of a character›';
 }
 
+const shown = (text) => text.split(/(\n)/).map((part) => (part === '\n' ? el('span', { class: 'return' }, '↵') : part));
 const likely = (logprob) => (logprob === null ? 1 : Math.exp(logprob));
 
 export class Strip {
   /** pick(index, span): a token was chosen. */
   constructor(pick) {
     this.node = el('div', { class: 'strip', role: 'group', 'aria-label': 'Tokens. Arrow keys move, Enter shows alternatives.',
-      onclick: (event) => this.#pick(event.target), onkeydown: (event) => this.#key(event) });
+      onclick: (event) => this.#pick(event.target.closest('.token')), onkeydown: (event) => this.#key(event) });
     this.pick = pick;
     this.count = 0;
   }
@@ -27,13 +28,13 @@ export class Strip {
   #spans([text, logprob], index) {
     const p = likely(logprob);
     const span = el('span', { class: 'token', role: 'button', tabindex: index ? -1 : 0, 'data-index': index,
-      'aria-label': `${visible(text)}, ${percent(p)}` }, text.replace(/\n/g, '↵'));
+      'aria-label': `${visible(text)}, ${percent(p)}` }, shown(text));
     span.style.setProperty('--doubt', (1 - p).toFixed(3));
     return text.includes('\n') ? [span, ...Array.from(text.matchAll(/\n/g), () => el('br'))] : [span];
   }
 
   #pick(span) {
-    if (span.dataset?.index) this.pick(Number(span.dataset.index), span);
+    if (span) this.pick(Number(span.dataset.index), span);
   }
 
   #key(event) {
@@ -58,8 +59,7 @@ export function alternatives(token, span, fork) {
   const all = others.some(([text]) => text === chosen) ? others : [...others, [chosen, logprob]];
   const box = el('div', { class: 'alternatives', popover: 'auto', role: 'dialog', 'aria-label': `Instead of ${visible(chosen)}` });
   const pick = (text) => { box.hidePopover(); fork(text); };
-  const most = Math.max(...all.map(([, lp]) => likely(lp)), 0.01);
-  box.append(...all.map(([text, lp]) => choice(text, lp, text === chosen, most, pick)),
+  box.append(...all.map(([text, lp]) => choice(text, lp, text === chosen, pick)),
     el('p', { class: 'aside' }, all.length > 1 ? 'Choose one to go on from there in a new branch.' : 'The server sent no alternatives.'));
   box.addEventListener('toggle', (event) => { if (event.newState === 'closed') { box.remove(); span.focus({ preventScroll: true }); } });
   box.addEventListener('keydown', arrows);
@@ -69,10 +69,10 @@ export function alternatives(token, span, fork) {
   box.querySelector('button:not([disabled])')?.focus();
 }
 
-function choice(text, logprob, chosen, most, pick) {
+function choice(text, logprob, chosen, pick) {
   const p = likely(logprob);
   const bar = el('span', { class: 'bar' });
-  bar.style.setProperty('--part', (p / most).toFixed(3));
+  bar.style.setProperty('--part', p.toFixed(3));
   return el('button', { type: 'button', class: chosen ? 'choice chosen' : 'choice', disabled: text.startsWith(BYTES) || text === '',
     onclick: () => pick(text), 'aria-current': chosen ? 'true' : null, title: chosen ? 'This is what was said' : null },
   el('span', { class: 'piece' }, visible(text)), bar, el('span', { class: 'share' }, percent(p)));
