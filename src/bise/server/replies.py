@@ -73,7 +73,8 @@ async def ask(desk: Desk, wish: Wish) -> Ask:
     shape = await anyio.to_thread.run_sync(grammar_of, desk, wish) if wish.form or wish.calls else None
     return Ask(
         prompt, room(desk, prompt, wish.max_tokens), wish.sampling, [*wish.stop, *chat.stop], wish.ignore_eos,
-        start=not _continued(wish), alternatives=wish.alternatives, grammar=shape, client=wish.who.client, salt=wish.who.salt,
+        start=not _continued(wish), alternatives=wish.alternatives, grammar=shape,
+        client=wish.who.client, salt=wish.who.salt,
     )  # fmt: skip
 
 
