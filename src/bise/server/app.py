@@ -37,8 +37,8 @@ def _document(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, routes=app.routes,
-            description="What bise serves: one model, through OpenAI's API and its own routes. Fields that a route does "
-            "not know are refused by name (400), as is every value out of range.",
+            description="What bise serves: one model, through OpenAI's API and its own routes. Fields that a route "
+            "does not know are refused by name (400), as is every value out of range.",
         )  # fmt: skip
         for path in document["paths"].values():
             for operation in path.values():

@@ -20,9 +20,8 @@ from .body import Route
 from .events import DONE, Events, event, unless_gone
 from .faults import Fault, refusals
 from .pieces import Pieces
-from .replies import Reply, Wish
+from .replies import Reply, Who, Wish
 from .settings import Settings, nth
-from .wire import News
 
 if TYPE_CHECKING:
     from .desk import Desk
@@ -135,7 +134,7 @@ async def chat(request: Request, body: ChatRequest) -> Response:
     """Reply to a conversation (OpenAI's chat completions API)."""
     desk = request.app.state.desk
     models.check(desk, body.model)
-    wish = _wish(desk, body, replies.who(request))
+    wish = _wish(desk, body, replies.who(request, body.cache_salt))
     first = await replies.ask(desk, wish)
     asks = [replace(first, sampling=nth(first.sampling, i)) for i in range(body.choices)]
     answers = Answers(desk, asks)
@@ -150,7 +149,7 @@ async def chat(request: Request, body: ChatRequest) -> Response:
     return JSONResponse(await unless_gone(request.receive, _whole(head, answers, heard, pieces)))
 
 
-def _wish(desk: Desk, body: ChatRequest, who: str) -> Wish:
+def _wish(desk: Desk, body: ChatRequest, who: Who) -> Wish:
     if body.top_logprobs is not None and not body.logprobs:
         raise Fault(400, "top_logprobs is given without logprobs: true", "top_logprobs")
     return Wish(
@@ -158,7 +157,7 @@ def _wish(desk: Desk, body: ChatRequest, who: str) -> Wish:
         most_calls=1 if body.parallel_tool_calls is False else limits.CALLS, form=body.response_format,
         max_tokens=body.max_completion_tokens or body.max_tokens, sampling=body.sampling(desk), stop=body.stops,
         ignore_eos=bool(body.ignore_eos), alternatives=(body.top_logprobs or 0) if body.logprobs else None,
-        client=who, salt=body.cache_salt or "",
+        who=who,
     )  # fmt: skip
 
 
@@ -211,6 +210,10 @@ def _end(head: dict[str, Any], i: int, reply: Reply) -> list[bytes]:
 
 
 def _chunk(
-    head: dict[str, Any], i: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish: str | None = None
+    head: dict[str, Any],
+    i: int,
+    delta: dict[str, Any],
+    logprobs: dict[str, Any] | None = None,
+    finish: str | None = None,
 ) -> bytes:
     return event(head | {"choices": [{"index": i, "delta": delta, "logprobs": logprobs, "finish_reason": finish}]})

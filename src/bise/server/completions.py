@@ -15,7 +15,6 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..errors import RequestError
 from . import limits, models, replies
 from .answers import Answer, Answers, timings, usage
 from .body import Route
@@ -28,6 +27,8 @@ from .wire import Ask, Token
 
 if TYPE_CHECKING:
     from .desk import Desk
+
+_SMILE = "☺"  # in front of a suffix that must not begin with the vocabulary's own space; then taken away
 
 router = APIRouter(route_class=Route, tags=["completions"])
 
@@ -112,14 +113,14 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     """Continue texts (OpenAI's completions API)."""
     desk = request.app.state.desk
     models.check(desk, body.model)
-    work = await _work(desk, body, replies.who(request))
+    work = await _work(desk, body, replies.who(request, body.cache_salt))
     answers = Answers(desk, work.asks)
     if body.stream:
         return Events(_stream(work, answers))
     return JSONResponse(_whole(work, await unless_gone(request.receive, answers.whole())))
 
 
-async def _work(desk: Desk, body: CompletionRequest, who: str) -> Work:
+async def _work(desk: Desk, body: CompletionRequest, who: replies.Who) -> Work:
     if body.best_of not in (None, body.choices):
         raise Fault(400, f"best_of is {body.best_of}, expected {body.choices}, which n is: all answers are given",
                     "best_of")  # fmt: skip
@@ -134,8 +135,8 @@ async def _work(desk: Desk, body: CompletionRequest, who: str) -> Work:
     asks = [
         Ask(
             prompt, replies.room(desk, prompt, most), nth(sampling, i), body.stops, _past_the_end(body, most),
-            alternatives=body.logprobs, score=body.logprobs if body.echo else None, client=who,
-            salt=body.cache_salt or "",
+            alternatives=body.logprobs, score=body.logprobs if body.echo else None, client=who.client,
+            salt=who.salt,
         ) for prompt in prompts for i in range(body.choices)
     ]  # fmt: skip
     return Work(desk, body, [e for e in echoes for _ in range(body.choices)], asks)
@@ -168,7 +169,8 @@ def _around(desk: Desk, prompt: str | list[int], suffix: str) -> list[int]:
     if not isinstance(prompt, str):
         raise Fault(400, "suffix goes with a text as prompt, not with token ids", "suffix")
     bos = [] if tokenizer.bos is None else [tokenizer.bos]
-    return [*bos, marks[0], *tokenizer.encode(suffix), marks[1], *tokenizer.encode(prompt)]  # type: ignore[list-item]
+    after = tokenizer.encode(_SMILE + suffix)[len(tokenizer.encode(_SMILE)) :]
+    return [*bos, marks[0], *after, marks[1], *tokenizer.encode(prompt)]  # type: ignore[list-item]
 
 
 def _whole(work: Work, answers: Sequence[Answer]) -> dict[str, Any]:

@@ -70,8 +70,8 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
 
     small = sum(len(g) for g in given if isinstance(g, str)) <= limits.INLINE
     prompts = encoded() if small else await anyio.to_thread.run_sync(encoded)
-    who, salt = replies.who(request), body.cache_salt or ""
-    asks = [Ask(p, replies.room(desk, p, 0), embed=True, client=who, salt=salt) for p in prompts]
+    who = replies.who(request, body.cache_salt)
+    asks = [Ask(p, replies.room(desk, p, 0), embed=True, client=who.client, salt=who.salt) for p in prompts]
     answers = await unless_gone(request.receive, Answers(desk, asks).whole())
     data = [
         {"object": "embedding", "index": i, "embedding": written(a.embedding or [], body.encoding_format)}

@@ -6,6 +6,7 @@ gets one of these.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -189,6 +190,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, (dict, list)):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value):,}"
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+        return json.dumps(value)
     text = repr(value)
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

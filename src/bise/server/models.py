@@ -106,4 +106,3 @@ def card(desk: Desk) -> dict[str, Any]:
             "chat": desk.chat_format.name if desk.chat_format else None,
         },
     }  # fmt: skip
-

@@ -29,7 +29,7 @@ class Pieces:
         return found
 
     def legacy(self, tokens: Sequence[Token]) -> dict[str, Any]:
-        """The shape of the completions API. top_logprobs holds the token itself too; of two with one name, the likelier."""
+        """The completions API's shape. top_logprobs holds the token itself too; of two with one name, the likelier."""
         names, logprobs, tops, offsets = [], [], [], []
         for token in tokens:
             names.append(self._name(token.id))

@@ -3,6 +3,7 @@ named and a list of a million ids should not be looked at four times."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from . import limits
@@ -28,10 +29,12 @@ def prompts_of(value: Any, vocab_size: int, name: str, most: int = limits.PROMPT
 
 
 def _one(value: Any, kind: type, vocab_size: int, name: str) -> str | list[int]:
-    if type(value) is not kind:
-        wanted = "a text" if kind is str else "a list of token ids"
-        raise Fault(400, f"{name} is {_kind(value)}, expected {wanted} like the first", name)
-    return value if isinstance(value, str) else _ids(value, vocab_size, name)
+    if isinstance(value, str) and kind is str:
+        return value
+    if isinstance(value, list) and kind is list:
+        return _ids(value, vocab_size, name)
+    wanted = "a text" if kind is str else "a list of token ids"
+    raise Fault(400, f"{name} is {_kind(value)}, expected {wanted} like the first", name)
 
 
 def _ids(value: list[Any], vocab_size: int, name: str) -> list[int]:
@@ -42,11 +45,12 @@ def _ids(value: list[Any], vocab_size: int, name: str) -> list[int]:
         raise Fault(400, f"{name}[{odd}] is {_kind(value[odd])}, expected a token id", name)
     if min(value) < 0 or max(value) >= vocab_size:
         odd = next(i for i, v in enumerate(value) if not 0 <= v < vocab_size)
-        raise Fault(400, f"{name}[{odd}] is {str(value[odd]):.20}, expected a token id from 0 to {vocab_size - 1}", name)
+        raise Fault(400, f"{name}[{odd}] is {value[odd]!s:.20}, expected a token id from 0 to {vocab_size - 1}", name)
     return value
 
 
 def _kind(value: Any) -> str:
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return {str: "a text", list: "a list", dict: "an object"}.get(type(value), repr(value)[:20])
+        return json.dumps(value)
+    names: dict[type, str] = {str: "a text", list: "a list", dict: "an object"}
+    return names.get(type(value), repr(value)[:20])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 from starlette.requests import Request
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 CALLS = "[TOOL_CALLS]"  # the control token before calls, which some models spell out
 
 
+class Who(NamedTuple):
+    """Whose share of the machine a request takes, and under which salt it reads and leaves keys and values."""
+
+    client: str
+    salt: str
+
+
+NOBODY = Who("", "")
+
+
 @dataclass
 class Wish:
     """A reply that somebody wants, in no API's own words."""
@@ -38,8 +48,7 @@ class Wish:
     stop: list[str] = field(default_factory=list)
     ignore_eos: bool = False
     alternatives: int | None = None
-    client: str = ""
-    salt: str = ""
+    who: Who = NOBODY
 
     @property
     def calls(self) -> bool:
@@ -47,10 +56,10 @@ class Wish:
         return bool(self.tools) and self.tool_choice != "none"
 
 
-def who(request: Request) -> str:
-    """Whose share of the machine a request takes: the name that came with its key, or its address."""
-    name = getattr(request.state, "client", "")
-    return str(name or (request.client.host if request.client else ""))
+def who(request: Request, salt: str | None) -> Who:
+    """What access.py found out; `salt`, the request's own, holds within its tenant's."""
+    state = request.state
+    return Who(getattr(state, "client", ""), "\n".join(filter(None, (getattr(state, "salt", ""), salt))))
 
 
 async def ask(desk: Desk, wish: Wish) -> Ask:
@@ -64,7 +73,8 @@ async def ask(desk: Desk, wish: Wish) -> Ask:
     shape = await anyio.to_thread.run_sync(grammar_of, desk, wish) if wish.form or wish.calls else None
     return Ask(
         prompt, room(desk, prompt, wish.max_tokens), wish.sampling, [*wish.stop, *chat.stop], wish.ignore_eos,
-        start=True, alternatives=wish.alternatives, grammar=shape, client=wish.client, salt=wish.salt,
+        start=not _continued(wish), alternatives=wish.alternatives, grammar=shape,
+        client=wish.who.client, salt=wish.who.salt,
     )  # fmt: skip
 
 
@@ -123,6 +133,11 @@ def _matcher(tokenizer: Tokenizer) -> Grammar:
     from ..grammar import Grammar
 
     return Grammar(tokenizer)
+
+
+def _continued(wish: Wish) -> bool:
+    """The last message is a reply's beginning: what comes keeps the space before it."""
+    return bool(wish.messages[-1].get("prefix"))
 
 
 def chat_format(desk: Desk) -> ChatFormat:

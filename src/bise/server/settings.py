@@ -29,7 +29,8 @@ def _within(name: str) -> Any:
 class StreamOptions(Strict):
     include_usage: bool | None = Field(None, description="A last chunk with empty choices carries usage and timings.")
     include_progress: bool | None = Field(
-        None, description='Chunks with empty choices and "progress": {"read", "total", "reused"} while the prompt is read.'
+        None,
+        description='Chunks with empty choices and "progress": {"read", "total", "reused"} while the prompt is read.',
     )
     include_obfuscation: bool | None = Field(None, description="Accepted; nothing is padded.")
 
@@ -77,7 +78,9 @@ class Settings(Strict):
     n: Annotated[int, Field(ge=1, le=limits.CHOICES)] | None = Field(1, description="Answers to each prompt.")
     stream: bool | None = Field(False, description="Server-sent events; the last one is [DONE].")
     stream_options: StreamOptions | None = None
-    cache_salt: Name | None = Field(None, description="What has been read is shared only with requests of the same salt.")
+    cache_salt: Name | None = Field(
+        None, description="What has been read is shared only with requests of the same salt."
+    )
     user: Name | None = Field(None, description="Accepted; nothing is done with it.")
 
     @property
@@ -99,7 +102,9 @@ class Settings(Strict):
         if self.logit_bias:
             given["logit_bias"] = {int(i): bias for i, bias in self.logit_bias.items()}
             if (most := max(given["logit_bias"])) >= desk.vocab_size:
-                raise RequestError(f"logit_bias id {most} is outside the vocabulary: expected 0 to {desk.vocab_size - 1}")
+                raise RequestError(
+                    f"logit_bias id {most} is outside the vocabulary: expected 0 to {desk.vocab_size - 1}"
+                )
         if self.dry_breakers:
             given["dry_breakers"] = _breakers(desk.tokenizer, tuple(self.dry_breakers))
         return given

@@ -34,8 +34,8 @@ class TokenizeRequest(Strict):
     add_special_tokens: bool | None = Field(None, description="A bos in front of a text, unless this is false.")
     add_special: bool | None = Field(None, description="The same under llama.cpp's name.")
     parse_special: bool | None = Field(
-        None, description="true: names of control tokens in the text are those tokens. Without it, only a prompt that is "
-        "nothing but the name of bos or eos is that token."
+        None, description="true: names of control tokens in the text are those tokens. Without it, only a prompt that "
+        "is nothing but the name of bos or eos is that token."
     )  # fmt: skip
     with_pieces: bool | None = Field(False, description="Each token as its vocabulary spells it.")
     model: Name | None = None
@@ -127,11 +127,15 @@ async def apply_template(request: Request, body: TemplateRequest) -> Response:
     models.check(desk, body.model)
     ids = await anyio.to_thread.run_sync(replies.chat_format(desk).encode, body.messages, body.tools)
     tokenizer = desk.tokenizer
-    text = "".join(tokenizer.name(i) if tokenizer.is_control(i) else tokenizer.piece(i).decode(errors="replace") for i in ids)
+    text = "".join(
+        tokenizer.name(i) if tokenizer.is_control(i) else tokenizer.piece(i).decode(errors="replace") for i in ids
+    )
     return JSONResponse({"prompt": text, "tokens": ids, "count": len(ids)})
 
 
-@router.get("/tokenizer_info", response_model=None, responses={200: {"model": TokenizerInfo}, **refusals(400, 401, 403)})
+@router.get(
+    "/tokenizer_info", response_model=None, responses={200: {"model": TokenizerInfo}, **refusals(400, 401, 403)}
+)
 async def tokenizer_info(request: Request) -> Response:
     """The ends of the vocabulary by name, for lm-eval's remote tokenizer."""
     desk = request.app.state.desk
@@ -139,5 +143,6 @@ async def tokenizer_info(request: Request) -> Response:
     bos, eos, unk = (None if i is None else tokenizer.name(i) for i in (tokenizer.bos, tokenizer.eos, tokenizer.unk))
     return JSONResponse({
         "bos_token": bos, "eos_token": eos, "unk_token": unk, "pad_token": None, "vocab_size": desk.vocab_size,
-        "model_max_length": desk.context, "chat_template": desk.chat_format.template or None if desk.chat_format else None,
+        "model_max_length": desk.context,
+        "chat_template": desk.chat_format.template or None if desk.chat_format else None,
     })  # fmt: skip
