@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from . import chat, completions, embeddings, faults, health, models, page, sessions, tokens
+from . import chat, completions, conversations, embeddings, faults, health, models, page, sessions, tokens
+from .store import Store
 
 if TYPE_CHECKING:
     from .desk import Desk
 
 ROUTERS = [models.router, completions.router, chat.router, embeddings.router, tokens.router,
-           sessions.router, health.router]  # fmt: skip
+           sessions.router, conversations.router, health.router]  # fmt: skip
 
 
 def build(desk: Desk, data: Path) -> FastAPI:
@@ -24,7 +25,7 @@ def build(desk: Desk, data: Path) -> FastAPI:
         title="bise", version=version("bise"), docs_url=None, redoc_url=None, redirect_slashes=False,
         strict_content_type=True,
     )  # fmt: skip
-    app.state.desk, app.state.data = desk, data
+    app.state.desk, app.state.data, app.state.store = desk, data, Store(data / "conversations")
     for router in [*ROUTERS, page.routes()]:
         app.include_router(router)
     faults.install(app)

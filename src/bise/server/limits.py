@@ -24,6 +24,14 @@ TOOLS = 128  # of one request
 CALLS = 16  # tool calls of one answer
 GRAMMAR = 64 << 10  # characters of a regex or a grammar
 
+# --- conversations that are kept, for each tenant
+CONVERSATIONS = 2000
+CONVERSATION = 4 << 20  # bytes of one file
+KEPT_MESSAGES = 4096  # of one conversation, all branches counted
+SAID = 1 << 20  # characters of one message
+TITLE = 200  # characters
+FOUND = 50  # conversations that a search shows
+
 # --- other routes
 INPUTS = 64  # texts of one embedding request
 
