@@ -23,6 +23,7 @@ from .weights import Parameters
 
 ROWS = 5  # tokens of one step that cost little more than one: the weights are read once for all of them
 BESIDE = 16  # tokens of prompts that a step reads while others speak: it then takes at most twice as long (LOG.md)
+MANY = 4  # so many times that where so many times as many read as speak
 
 Likely = list[tuple[int, float]]  # ids and their logprobs, the likeliest first
 
@@ -169,9 +170,11 @@ class Engine:
 
     def _parts(self) -> list[Part]:
         """A chunk of every prompt that is not read yet, the last token and guesses of the others. While somebody speaks
-        the chunks are short, so that nobody has to wait for a long prompt."""
+        the chunks are short, so that nobody has to wait for a long prompt; less so where many wait for few."""
         reading = [r for r in self.running if r.unread]
-        chunks = iter(share(CHUNK if len(reading) == len(self.running) else BESIDE, [r.unread for r in reading]))
+        speaking = len(self.running) - len(reading)
+        room = BESIDE * min(MANY, max(1, len(reading) // speaking)) if speaking else CHUNK
+        chunks = iter(share(room, [r.unread for r in reading]))
         parts = []
         for request in self.running:
             if not request.unread:
