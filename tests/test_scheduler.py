@@ -84,6 +84,47 @@ def test_a_hog_gets_its_share_and_no_more(puff: Model) -> None:
     assert shares.sum() ** 2 / (8 * (shares**2).sum()) > 0.98  # Jain's index
 
 
+def test_a_hog_that_speaks_at_length_is_paused(puff: Model) -> None:
+    """Four slots, all taken by one client's endless answers; who comes then does not wait for their end, and nobody's
+    text is another for it."""
+    scheduler = Scheduler(puff.engine(4, 8 << 20))
+    long = [ask(text(200, i), 700, temperature=1.0, seed=i) for i in range(8)]
+    for request in long:
+        scheduler.submit(request, "hog")
+    for _ in range(30):
+        scheduler.step()
+    polite = [ask(text(100, 50 + i), 60, temperature=1.0, seed=i) for i in range(3)]
+    for i, request in enumerate(polite):
+        scheduler.submit(request, f"polite {i}")
+    steps = 0
+    while any(r in scheduler.clients for r in polite):
+        scheduler.step()
+        steps += 1
+    assert steps < 200
+    assert sum(r.finish_reason is not None for r in long) == 0
+    finish(scheduler)
+    for request in (*long, *polite):
+        alone = ask(list(request.prompt), request.max_tokens, temperature=1.0, seed=request.sampler.seed)
+        engine = puff.engine(1)
+        engine.submit(alone)
+        while engine.running:
+            engine.step()
+        assert alone.tokens == request.tokens
+        assert alone.logprobs == request.logprobs
+
+
+def test_nine_take_turns_on_four(puff: Model) -> None:
+    scheduler = Scheduler(puff.engine(4, 16 << 20))
+    asks = [ask(text(20, i), 900, temperature=1.0, seed=i) for i in range(9)]
+    for i, request in enumerate(asks):
+        scheduler.submit(request, f"client {i}")
+    for _ in range(800):
+        scheduler.step()
+    said = [len(r.tokens) for r in asks]
+    assert min(said) > 150
+    assert max(said) - min(said) < 300
+
+
 def test_who_waited_saves_nothing_up(puff: Model) -> None:
     scheduler = Scheduler(puff.engine(1))
     for i in range(8):
@@ -101,7 +142,7 @@ def test_nobody_waits_for_a_long_prompt(puff: Model) -> None:
     scheduler.step()
     long = ask(text(1000, 2), 4)
     scheduler.submit(long)
-    while long.unread:
+    while long.read < 1000:
         said, read = len(speaking.tokens), long.read
         scheduler.step()
         assert len(speaking.tokens) > said

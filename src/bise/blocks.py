@@ -44,6 +44,10 @@ class Blocks:
     def nbytes(self) -> int:
         return len(self._held) * self._size
 
+    def fits(self, tokens: int) -> bool:
+        """Whether a sequence of so many tokens could go and come back without pushing out half of what is here."""
+        return (tokens - self.cache.first_visible(tokens)) // BLOCK * self._size <= self.limit // 2
+
     def keep(self, salt: str, ids: Sequence[int], sequence: int, start: int, end: int) -> None:
         """Copy the blocks of positions start to end of a sequence that holds `ids`, as far as its ring still has them
         and they are not here yet."""

@@ -47,20 +47,35 @@ class Request:
     likely: list[Likely] = field(default_factory=list)  # of each token, its alternatives
     scores: list[tuple[float, Likely]] = field(default_factory=list)  # of the prompt from its second token on
     hidden: np.ndarray | None = None  # (dim,) float64: the sum of the prompt's last hidden states, normed
-    read: int = 0  # tokens of the prompt that are in the cache
-    reused: int = 0  # of these, how many were there before
+    text: list[int] = field(default_factory=list)  # the prompt and what was sampled
+    read: int = 0  # tokens of the text that are in the cache
+    reused: int | None = None  # of the prompt, how many were there before; None: not begun
     finish_reason: str | None = None  # "stop" | "length" | "error"
     error: Exception | None = None
     draft: Draft | None = None  # None: no guessing
 
+    def __post_init__(self) -> None:
+        self.text = list(self.prompt)
+
     @property
     def unread(self) -> int:
-        return len(self.prompt) - self.read
+        """1 for one that speaks: the token that was sampled last."""
+        return len(self.text) - self.read
+
+    @property
+    def speaks(self) -> bool:
+        return bool(self.tokens) and self.unread == 1
 
     @property
     def every_row(self) -> bool:
         """Whether the model's output is wanted after each token of the prompt."""
         return self.score is not None or self.embed
+
+    @property
+    def known(self) -> list[int]:
+        """What of the text need not be read where it is held already: not its last token, whose logits are wanted, and
+        nothing of a prompt all of whose rows are wanted."""
+        return [] if self.every_row else self.text[:-1]
 
 
 @dataclass
@@ -74,8 +89,7 @@ class Part:
     @property
     def wanted(self) -> int:
         """The rows at its end whose logits are wanted."""
-        prompt = self.request.read < len(self.request.prompt)
-        return len(self.ids) if prompt and self.request.every_row else 1 + len(self.guesses)
+        return len(self.ids) if self.request.every_row and not self.request.tokens else 1 + len(self.guesses)
 
 
 class Engine:
@@ -97,11 +111,10 @@ class Engine:
         self.running: list[Request] = []
 
     def submit(self, request: Request) -> None:
-        """Take a request; what its sequence already holds of the prompt, or `blocks`, is not read again."""
+        """Take a request, or go on with one that was paused; what its sequence already holds of the text, or `blocks`,
+        is not read again."""
         self.check(request)
-        s, wanted = request.sequence, request.prompt[:-1]  # the last token is always read: its logits are wanted
-        if request.every_row:
-            wanted = []
+        s, wanted = request.sequence, request.known
         here = self.shared(s, wanted, request.salt)
         if self.blocks:
             if here < len(self.history[s]):
@@ -112,7 +125,9 @@ class Engine:
         self.cache.rewind(s, here)
         del self.history[s][here:]
         self.salts[s], self._kept[s] = request.salt, min(self._kept[s], here)
-        request.read = request.reused = here
+        request.read = here
+        if request.reused is None:
+            request.reused = here
         request.draft = self._draft(request)
         self.running.append(request)
 
@@ -129,7 +144,7 @@ class Engine:
         return finished
 
     def cancel(self, request: Request) -> None:
-        """Stop working on a request; what it has read stays for the next one."""
+        """Stop working on a request, or pause it; what it has read stays for the next one."""
         if request in self.running:
             self.running.remove(request)
 
@@ -171,16 +186,16 @@ class Engine:
     def _parts(self) -> list[Part]:
         """A chunk of every prompt that is not read yet, the last token and guesses of the others. While somebody speaks
         the chunks are short, so that nobody has to wait for a long prompt; less so where many wait for few."""
-        reading = [r for r in self.running if r.unread]
+        reading = [r for r in self.running if not r.speaks]
         speaking = len(self.running) - len(reading)
         room = BESIDE * min(MANY, max(1, len(reading) // speaking)) if speaking else CHUNK
         chunks = iter(share(room, [r.unread for r in reading]))
         parts = []
         for request in self.running:
-            if not request.unread:
+            if request.speaks:
                 parts.append(Part(request, request.tokens[-1:], self._guesses(request)))
             elif chunk := next(chunks):
-                parts.append(Part(request, list(request.prompt[request.read : request.read + chunk]), []))
+                parts.append(Part(request, request.text[request.read : request.read + chunk], []))
         return parts
 
     def _try(self, parts: Sequence[Part]) -> bool:
@@ -211,7 +226,7 @@ class Engine:
         for part in parts:
             rows = slice(row, row + part.wanted)
             row = rows.stop
-            if part.request.embed and part.request.unread:
+            if part.request.embed:
                 self._add_hidden(part.request, seen[0][rows])
             self._take(part, logits[rows])
 
@@ -239,8 +254,8 @@ class Engine:
         if not self.lookup and self.scout is None:
             return None
         draft = self._drafts[request.sequence]
-        if draft is None or not draft.follow(request.prompt):
-            draft = Draft(request.prompt, self.pace, self.lookup, self.scout, request.sequence)
+        if draft is None or not draft.follow(request.text):
+            draft = Draft(request.text, self.pace, self.lookup, self.scout, request.sequence)
             self._drafts[request.sequence] = draft
         return draft
 
@@ -257,34 +272,33 @@ class Engine:
         as it is what the model says; the rest is forgotten. An error here is this request's alone."""
         request, history = part.request, self.history[part.request.sequence]
         history += part.ids
+        request.read += len(part.ids)
+        right = 0
         try:
-            if request.unread:
-                self._read(request, len(part.ids), rows)
-                rows = rows[-1:]
-            right = 0
-            if not request.unread and request.finish_reason is None:
+            if request.score is not None and not request.tokens:
+                self._rate(request, len(part.ids), rows)
+            if request.unread == 0 and request.max_tokens == 0:
+                request.finish_reason = "length"
+            elif request.unread == 0:
+                rows = rows[-1 - len(part.guesses) :]
                 while self._sample(request, rows[right]):
                     if right == len(part.guesses) or request.tokens[-1] != part.guesses[right]:
                         break
                     history.append(part.guesses[right])
+                    request.read += 1
                     right += 1
         except Exception as error:
             request.error, request.finish_reason = error, "error"
-            right = 0
         if part.guesses and request.draft:
             request.draft.judge(right)
             self.cache.rewind(request.sequence, len(history))
 
-    def _read(self, request: Request, n: int, rows: np.ndarray) -> None:
-        """n tokens more of the prompt have been read."""
-        request.read += n
-        if request.score is not None:
-            follow = request.prompt[request.read - n + 1 : request.read + 1]
-            for token, row in zip(follow, rows):  # noqa: B905  # the last token of the prompt is followed by none
-                row = row[: request.sampler.vocab_size]
-                request.scores.append((logprob_of(row, token), top_logprobs(row, request.score)))
-        if not request.unread and request.max_tokens == 0:
-            request.finish_reason = "length"
+    def _rate(self, request: Request, n: int, rows: np.ndarray) -> None:
+        """How likely the prompt's tokens are that follow the last n that were read."""
+        follow = request.prompt[request.read - n + 1 : request.read + 1]
+        for token, row in zip(follow, rows):  # noqa: B905  # the last token of the prompt is followed by none
+            row = row[: request.sampler.vocab_size]
+            request.scores.append((logprob_of(row, token), top_logprobs(row, request.score or 0)))
 
     def _sample(self, request: Request, logits: np.ndarray) -> bool:
         """Add one token, or end the request; True if it goes on."""
@@ -295,6 +309,7 @@ class Engine:
             request.finish_reason = "stop"
             return False
         request.tokens.append(token)
+        request.text.append(token)
         request.logprobs.append(logprob)
         if request.alternatives:
             request.likely.append(top_logprobs(logits, request.alternatives))

@@ -73,7 +73,9 @@ def calls(tools: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, most: int = 
     """
     marker = tokenizer.control.get("[TOOL_CALLS]")
     if marker is None:
-        raise RequestError("a tool call can be demanded of Mistral's format v3 only: this vocabulary has no [TOOL_CALLS]")
+        raise RequestError(
+            "a tool call can be demanded of Mistral's format v3 only: this vocabulary has no [TOOL_CALLS]"
+        )
     if not tools:
         raise RequestError("a tool call is demanded, and no tool is given")
     functions = [tool["function"] for tool in tools]

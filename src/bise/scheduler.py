@@ -16,6 +16,7 @@ from .engine import Engine, Request, common
 from .errors import BusyError
 
 SAID = 2  # a token that is said counts as much as so many that are read
+TURN = 256  # so much more than one who waits may a client have had before one of its requests is paused
 
 
 class Scheduler:
@@ -56,7 +57,7 @@ class Scheduler:
         before = [(r, r.read, len(r.tokens)) for r in self.engine.running]
         finished = self.engine.step() if before else []
         for request, read, said in before:
-            self._counts[self.clients[request]] += request.read - read + SAID * (len(request.tokens) - said)
+            self._counts[self.clients[request]] += request.read - read + (SAID - 1) * (len(request.tokens) - said)
         for request in finished:
             self._leave(request)
         return finished
@@ -86,11 +87,25 @@ class Scheduler:
         return idle[0]
 
     def _admit(self) -> None:
+        self._pause()
         while (idle := self.idle()) and (request := next(self._ready(), None)):
             self._waiting[self.clients[request]].remove(request)
             request.sequence = self._place(request, idle)
             self._used[request.sequence] = next(self._clock)
             self.engine.submit(request)
+
+    def _pause(self) -> None:
+        """Where all sequences are taken and somebody waits who has had much less than another: pause one request of
+        the one that has had most. It waits in front of its client's queue, and its keys and values in blocks."""
+        engine = self.engine
+        if engine.blocks is None or self.idle() or not (waiting := next(self._ready(), None)):
+            return
+        enough = self._counts[self.clients[waiting]] + TURN
+        running = [r for r in engine.running if engine.blocks.fits(r.read) and not r.every_row]
+        request = max(reversed(running), key=lambda r: self._counts[self.clients[r]], default=None)
+        if request and self._counts[self.clients[request]] > enough:
+            engine.cancel(request)
+            self._waiting[self.clients[request]].appendleft(request)
 
     def _ready(self) -> Iterator[Request]:
         """The first request of every client that may start now, by the clients' counts."""
@@ -102,16 +117,14 @@ class Scheduler:
     def _is_being_read(self, request: Request) -> bool:
         """Whether somebody is reading just now what this request begins with: it will wait for that."""
         return self.engine.blocks is not None and not request.every_row and any(
-            r.unread and r.salt == request.salt
-            and common(r.prompt, request.prompt) // BLOCK * BLOCK > max(r.read, BLOCK) for r in self.engine.running
+            not r.speaks and r.salt == request.salt
+            and common(r.text, request.text) // BLOCK * BLOCK > max(r.read, BLOCK) for r in self.engine.running
         )  # fmt: skip
 
     def _place(self, request: Request, idle: list[int]) -> int:
         """The idle sequence that mostly holds what the prompt goes on from, or the one that was unused for longest;
         what others hold of the prompt is put where every sequence can take it up."""
-        engine, wanted, salt = self.engine, request.prompt[:-1], request.salt
-        if request.every_row:
-            return idle[0]
+        engine, wanted, salt = self.engine, request.known, request.salt
         best = max(idle, key=lambda s: engine.shared(s, wanted, salt))
         here = engine.shared(best, wanted, salt)
         if engine.blocks is None:

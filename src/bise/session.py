@@ -171,7 +171,7 @@ class Session:
     ) -> Generator[str, None, None]:
         pieces, clock, said = [], Clock(), 0
         if progress:
-            progress(request.read, len(request.prompt))
+            progress(min(request.read, len(request.prompt)), len(request.prompt))
         try:
             while not speech.stopped and request.finish_reason is None:
                 self._engine.step()
@@ -179,7 +179,7 @@ class Session:
                     raise request.error
                 clock.tick(request)
                 if progress and len(request.tokens) <= 1:
-                    progress(request.read, len(request.prompt))
+                    progress(min(request.read, len(request.prompt)), len(request.prompt))
                 while said < len(request.tokens) and not speech.stopped:
                     pieces.append(speech.push(request.tokens[said]))
                     said += 1
@@ -197,7 +197,7 @@ class Session:
             reason = "stop" if speech.stopped else request.finish_reason or "length"
             self.last = Completion(
                 "".join(pieces), request.tokens, request.logprobs, reason,
-                len(request.prompt), request.reused, clock.prefill, clock.decode,
+                len(request.prompt), request.reused or 0, clock.prefill, clock.decode,
             )  # fmt: skip
 
     def finish(self, pieces: Iterator[str]) -> Completion:

@@ -80,7 +80,9 @@ async def listed(
     return JSONResponse({"conversations": found})
 
 
-@router.post("", status_code=201, response_model=None, responses={201: {"model": Written}, **refusals(400, 401, 403, 413)})
+@router.post(
+    "", status_code=201, response_model=None, responses={201: {"model": Written}, **refusals(400, 401, 403, 413)}
+)
 async def created(request: Request, body: Conversation) -> Response:
     """Keep a new conversation; its id is made here."""
     return _written(await run_sync(_store(request).create, _tenant(request), body), 201)
@@ -92,7 +94,9 @@ async def exported(request: Request) -> Response:
     return StreamingResponse(_export(_store(request).each(_tenant(request))), headers=_attached("bise-conversations"))
 
 
-@router.post("/import", status_code=201, response_model=None, responses={201: {"model": Taken}, **refusals(400, 401, 403, 413)})
+@router.post(
+    "/import", status_code=201, response_model=None, responses={201: {"model": Taken}, **refusals(400, 401, 403, 413)}
+)
 async def imported(request: Request, body: File) -> Response:
     """Take in an export: each conversation becomes a new one."""
     taken = await run_sync(_store(request).take, _tenant(request), body.conversations)
@@ -106,7 +110,9 @@ async def got(request: Request, id: str) -> Response:
     return Response(_json(kept), headers=_tag(kept), media_type="application/json")
 
 
-@router.put("/{id}", response_model=None, responses={200: {"model": Written}, **refusals(400, 401, 403, 404, 413), **CHANGED})
+@router.put(
+    "/{id}", response_model=None, responses={200: {"model": Written}, **refusals(400, 401, 403, 404, 413), **CHANGED}
+)
 async def put(request: Request, id: str, body: Conversation, if_match: IfMatch = None) -> Response:
     """A conversation in the place of the version that If-Match names."""
     version = _version(if_match)
@@ -115,7 +121,9 @@ async def put(request: Request, id: str, body: Conversation, if_match: IfMatch =
     return _written(await run_sync(_store(request).put, _tenant(request), id, body, version))
 
 
-@router.patch("/{id}", response_model=None, responses={200: {"model": Written}, **refusals(400, 401, 403, 404), **CHANGED})
+@router.patch(
+    "/{id}", response_model=None, responses={200: {"model": Written}, **refusals(400, 401, 403, 404), **CHANGED}
+)
 async def renamed(request: Request, id: str, body: Renamed, if_match: IfMatch = None) -> Response:
     """Another title."""
     return _written(await run_sync(_store(request).rename, _tenant(request), id, body.title, _version(if_match)))

@@ -242,7 +242,9 @@ class Store:
     def _unchanged(self, tenant: str, id: str, version: int | None) -> Kept:
         kept = self.get(tenant, id)
         if version is not None and kept.version != version:
-            raise Fault(409, f"conversation {id} is at version {kept.version}, not {version}: get it again", code="changed")
+            raise Fault(
+                409, f"conversation {id} is at version {kept.version}, not {version}: get it again", code="changed"
+            )
         return kept
 
     def _check_number(self, tenant: str, more: int) -> None:
@@ -263,7 +265,9 @@ class Store:
     def _write(self, tenant: str, kept: Kept) -> Kept:
         body = kept.model_dump_json(exclude_defaults=True).encode()
         if len(body) > limits.CONVERSATION:
-            line = f"the conversation has {len(body):,} bytes, at most {limits.CONVERSATION:,} are kept: begin a new one"
+            line = (
+                f"the conversation has {len(body):,} bytes, at most {limits.CONVERSATION:,} are kept: begin a new one"
+            )
             raise Fault(413, line, code="conversation_too_large")
         with replacing(self._path(tenant, kept.id)) as file:
             file.write(body)

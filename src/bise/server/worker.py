@@ -115,9 +115,9 @@ class Worker:
         if request not in self.engine.running and request.finish_reason is None:
             return None  # still waiting
         ticket.started = ticket.started or began
-        if request.read == ticket.read and ticket.said == len(request.tokens) and request.finish_reason is None:
+        news = News(read=min(request.read, len(request.prompt)), reused=request.reused or 0)
+        if news.read == ticket.read and ticket.said == len(request.tokens) and request.finish_reason is None:
             return None
-        news = News(read=request.read, reused=request.reused)
         if request.score is not None:
             self._tell_scores(ticket, news)
         pieces = []
@@ -125,7 +125,7 @@ class Worker:
             pieces.append(speech.push(request.tokens[ticket.said]))
             news.tokens.append(self._token(ticket, ticket.said))  # type: ignore[arg-type]  # written as a list
             ticket.said += 1
-        ticket.read, ticket.spoke = request.read, ticket.spoke or (now if ticket.said else 0.0)
+        ticket.read, ticket.spoke = news.read, ticket.spoke or (now if ticket.said else 0.0)
         if speech.stopped or request.finish_reason:
             pieces.append(speech.flush())
             self._tell_end(ticket, news, now)
