@@ -21,10 +21,7 @@ ROUTERS = [models.router, completions.router, chat.router, embeddings.router, to
 
 def build(desk: Desk, data: Path) -> FastAPI:
     """The application that serves what `desk` has and keeps files under `data`. Routes find both in `app.state`."""
-    app = FastAPI(
-        title="bise", version=version("bise"), docs_url=None, redoc_url=None, redirect_slashes=False,
-        strict_content_type=True,
-    )  # fmt: skip
+    app = FastAPI(title="bise", version=version("bise"), docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.desk, app.state.data, app.state.store = desk, data, Store(data / "conversations")
     for router in [*ROUTERS, page.routes()]:
         app.include_router(router)

@@ -40,8 +40,8 @@ TYPES = {
 
 # pydantic's kind of error: what it wanted
 _WANTED = {
-    "greater_than_equal": "{ge:g} or more",
-    "less_than_equal": "{le:g} or less",
+    "greater_than_equal": "{ge} or more",
+    "less_than_equal": "{le} or less",
     "too_short": "at least {min_length} entries",
     "too_long": "at most {max_length:,} entries",
     "string_too_short": "at least {min_length} characters",
