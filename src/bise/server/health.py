@@ -37,7 +37,7 @@ class Pulse:
         self._question: asyncio.Task[None] | None = None
 
     async def feel(self) -> str:
-        """ "ok" | "loading" | "down"."""
+        """Either "ok", "loading" or "down"."""
         if self.desk.state != "ready":
             return self.desk.state
         now = time.monotonic()

@@ -95,7 +95,7 @@ def _checked(key: str, where: str) -> str:
 
 
 def _among(secrets: list[tuple[bytes, Tenant]], shown: bytes) -> Tenant | None:
-    """Takes as long for one that is nearly right as for one that is all wrong: digests are compared, and all of them."""
+    """Takes as long for one that is nearly right as for one that is all wrong: all digests are compared."""
     found, digest = None, _digest(shown)
     for known, tenant in secrets:
         if hmac.compare_digest(known, digest):
