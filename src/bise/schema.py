@@ -21,7 +21,9 @@ The properties of an object come in the order in which the schema names them, ot
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 from urllib.parse import unquote
 
@@ -29,7 +31,10 @@ from .errors import RequestError
 
 BYTES = 128 << 10  # of the schema as JSON
 DEPTH = 32  # schemas inside schemas
-SCHEMAS = 4_000  # in all
+SCHEMAS = 2_000  # in all
+OPTIONAL = 128  # properties of one object that are not required: each may be the next
+REFERENCES = 256
+MULTIPLE = 2_000  # the least common multiple of all multipleOf, powers of ten below one aside
 COUNT = 1_000  # minItems, maxItems, minProperties, maxProperties
 LENGTH = 20_000  # minLength, maxLength
 
@@ -85,6 +90,7 @@ class _Reader:
         self.names: dict[str, str] = {}  # what "$ref" says -> its name in $defs
         self.found: dict[str, Schema] = {}  # name -> schema
         self.count = 0
+        self.multiple = 1
 
     def follow(self) -> None:
         """Reads the definitions that are referred to, and those that they refer to."""
@@ -110,6 +116,8 @@ class _Reader:
         return out
 
     def _word(self, word: str, value: Any, schema: Mapping[str, Any], at: str, depth: int) -> Schema:
+        if word == "multipleOf":
+            self._check_multiple(value, at)
         if word in PLAIN:
             return {word: value}
         if word == "format":
@@ -132,7 +140,17 @@ class _Reader:
     def _name(self, ref: Any, at: str) -> str:
         if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
             raise RequestError(f"{at:.80} is {ref!r:.80}: only references inside the schema, '#/...', are followed")
+        if len(self.names) > REFERENCES:
+            raise RequestError(f"the JSON schema refers to more than {REFERENCES} parts of itself")
         return self.names.setdefault(ref, f"d{len(self.names)}")
+
+    def _check_multiple(self, value: Any, at: str) -> None:
+        """The automaton that counts modulo n has n states."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise RequestError(f"the JSON schema at {at:.80} is {value!r:.40}, expected a number above 0")
+        self.multiple = math.lcm(self.multiple, Fraction(repr(value)).numerator)
+        if self.multiple > MULTIPLE:
+            raise RequestError(f"the JSON schema at {at:.80} is {value!r:.40}: multiples up to {MULTIPLE:,} are counted")
 
     def _target(self, ref: str) -> Any:
         """A JSON pointer (RFC 6901) into the whole schema."""
@@ -153,7 +171,12 @@ def _check_words(schema: Mapping[str, Any], at: str, depth: int) -> None:
         raise RequestError(f"the JSON schema at {at:.80} says {bad[0]!r}, which bise does not promise: leave it out")
     if schema.get("uniqueItems"):
         raise RequestError(f"the JSON schema at {at:.80} says 'uniqueItems', which bise does not promise: leave it out")
-    least, names = schema.get("minProperties", 0), schema.get("required", [])
+    least, names, own = schema.get("minProperties", 0), schema.get("required", []), schema.get("properties", {})
+    if isinstance(own, Mapping) and isinstance(names, list) and len(own) - len(names) > OPTIONAL:
+        raise RequestError(
+            f"the JSON schema at {at:.80} has {len(own):,} properties, {len(names)} of them required: at most {OPTIONAL} "
+            "may be left to choice"
+        )
     if isinstance(least, int) and isinstance(names, list) and least > max(1, len(set(map(str, names)))):
         raise RequestError(
             f"the JSON schema at {at:.80} says minProperties {least} with {len(names)} required names: bise promises "
