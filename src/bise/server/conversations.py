@@ -25,7 +25,6 @@ router = APIRouter(prefix="/api/conversations", route_class=Route, tags=["conver
 FORMAT = "bise-conversations"
 CHANGED: dict[int | str, dict[str, Any]] = {
     409: {"model": ErrorBody, "description": "Another version is there by now: get it again."},
-    422: {"model": ErrorBody, "description": "The file is damaged."},
 }
 IfMatch = Annotated[str | None, Header(pattern=r'^"?\d{1,15}"?$', description="The version that was seen last.")]
 

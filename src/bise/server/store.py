@@ -29,6 +29,7 @@ from .faults import Fault
 ID = re.compile(r"[0-9a-f]{24}")
 TENANT = re.compile(r"[0-9a-f]{1,64}")
 NOBODY = "local"  # the folder of a server without keys: no tenant is called that
+STALE = 3600.0  # seconds after which nobody is still writing a file
 AROUND = 60  # characters before and after what was found
 
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
@@ -133,6 +134,9 @@ class Store:
         """folder: DATA/conversations; it is made when something is kept."""
         self._folder = folder
         self._lock = threading.Lock()  # one writer at a time: version and number are checked and changed together
+        for stale in folder.glob("*/.*.part"):  # of writers that were killed
+            if time.time() - stale.stat().st_mtime > STALE:
+                stale.unlink(missing_ok=True)
         self._known: dict[Path, tuple[tuple[int, int], Summary]] = {}  # path: (changed, size), what the list says
 
     def list(self, tenant: str) -> list[Summary]:
@@ -157,14 +161,14 @@ class Store:
         return found
 
     def get(self, tenant: str, id: str) -> Kept:
-        """Fault 404 where there is none, 422 where its file is damaged."""
+        """Fault 404 where there is none, 400 where its file is damaged."""
         path = self._path(tenant, id)
         if not path.is_file():
             raise Fault(404, f"there is no conversation {id}", code="not_found")
         try:
             return _read(path)
         except FormatError as error:
-            raise Fault(422, f"conversation {id} is damaged: {error}", code="damaged") from None
+            raise Fault(400, f"conversation {id} is damaged: {_plain(error, path)}", code="damaged") from None
 
     def create(self, tenant: str, given: Conversation) -> Kept:
         """A new one. Fault 409 where as many are kept as may be."""
@@ -192,7 +196,7 @@ class Store:
             }))  # fmt: skip
 
     def remove(self, tenant: str, id: str, version: int | None = None) -> None:
-        """Fault 422 for a damaged one: it may be all that is left of something."""
+        """Fault 400 for a damaged one: it may be all that is left of something."""
         with self._lock:
             self._unchanged(tenant, id, version)
             path = self._path(tenant, id)
@@ -236,8 +240,7 @@ class Store:
                 known = self._known[path] = (mark, _summarised(_read(path)))
             return known[1]
         except (FormatError, OSError) as error:
-            line = str(error).removeprefix(f"{path}: ") if isinstance(error, FormatError) else "it cannot be read"
-            return {"id": path.stem, "damaged": True, "error": line}
+            return {"id": path.stem, "damaged": True, "error": _plain(error, path)}
 
     def _unchanged(self, tenant: str, id: str, version: int | None) -> Kept:
         kept = self.get(tenant, id)
@@ -291,6 +294,11 @@ def _read(path: Path) -> Kept:
     if kept.id != path.stem:
         raise FormatError(f"{path}: it says it is {kept.id}")
     return kept
+
+
+def _plain(error: Exception, path: Path) -> str:
+    """What is wrong, without saying where on the disk."""
+    return str(error).removeprefix(f"{path}: ") if isinstance(error, FormatError) else "it cannot be read"
 
 
 def _summarised(kept: Kept) -> Summary:

@@ -1,8 +1,9 @@
 // One answer as it is made: asked for, read, spoken, and whatever goes wrong on the way.
-import { Refusal, stream } from './api.js';
+import { Refusal, ask, stream } from './api.js';
 import { sampling } from './settings.js';
 
 const ALTERNATIVES = 8;
+const SHORT = 256; // tokens by which a text grows where nothing else is said
 const PATIENCE = 30; // times that a busy or loading server is asked again
 export const BYTES = '�'; // begins the name of a token that is no whole character
 
@@ -71,7 +72,7 @@ export class Answer {
     this.first = 0;
     const chat = this.tree.kind === 'chat';
     const path = chat ? '/v1/chat/completions' : '/v1/completions';
-    for await (const event of stream(path, chat ? this.#chat() : this.#text(), this.abort.signal)) {
+    for await (const event of stream(path, chat ? this.#chat() : await this.#text(), this.abort.signal)) {
       this.#take(event);
       this.changed(this);
     }
@@ -86,13 +87,17 @@ export class Answer {
     return { messages, logprobs: true, top_logprobs: ALTERNATIVES, ...this.#common() };
   }
 
-  #text() {
-    return { prompt: this.tree.path.map((message) => message.content).join(''), logprobs: 5, ...this.#common() };
+  /** The completions API has a short answer where nothing is said: as long as fits is counted first. */
+  async #text() {
+    const prompt = this.tree.path.map((message) => message.content).join('');
+    const { count } = await ask('POST', '/tokenize', { content: prompt });
+    const max_tokens = Math.max(1, Math.min(this.tree.settings.max_tokens ?? SHORT, this.model.context - count));
+    return { prompt, logprobs: 5, ...this.#common(), max_tokens };
   }
 
   #common() {
     const stream_options = { include_usage: true, include_progress: true };
-    return { model: this.model, stream: true, stream_options, ...sampling(this.tree.settings) };
+    return { model: this.model.name, stream: true, stream_options, ...sampling(this.tree.settings) };
   }
 
   #take(event) {

@@ -29,7 +29,7 @@ class Page {
       branch: (message, by) => this.branch(message, by), token: (message, index, span) => this.token(message, index, span),
     };
     this.thread = new Thread(act);
-    this.manuscript = new Manuscript({ ...act, proceed: () => this.write(), again: (message) => this.regenerate(message) });
+    this.manuscript = new Manuscript({ ...act, proceed: () => this.write(), stop: () => this.stop(), again: (message) => this.regenerate(message) });
     this.composer = new Composer({ send: (text) => this.send(text), stop: () => this.stop(), editLast: () => this.editLast() });
     this.sheet = new Sheet((settings) => this.settle(settings));
     this.bar = new ContextBar();
@@ -162,7 +162,7 @@ class Page {
     const { tree } = this;
     if (this.speaking || !this.model) return;
     tree.current = message.id;
-    const answer = new Answer(tree, message, this.model.name);
+    const answer = new Answer(tree, message, this.model);
     this.answers.set(message.id, answer);
     this.show();
     const first = this.#keep(tree);
@@ -282,6 +282,7 @@ class Page {
     on('keys-toggle', showKeys);
     on('theme', () => { nextTheme(); theme(); });
     on('shelf-toggle', () => this.#shelf());
+    on('main', (event) => { if (event.target.id === 'main') this.#shelf(false); }); // the shade beside the open shelf
     theme();
     byId('thread').addEventListener('click', (event) => {
       if (event.target.dataset?.copy === 'code') this.copy({ content: event.target.closest('figure').querySelector('code').textContent });

@@ -1,5 +1,5 @@
 // Light, dark, or as the system has it. theme.js sets what was kept before anything is drawn.
-const THEMES = ['system', 'light', 'dark'];
+const THEMES = ['auto', 'light', 'dark'];
 
 export const themeName = () => document.documentElement.dataset.theme;
 

@@ -1,10 +1,11 @@
 // For a model without a chat format: one text that the model goes on with. Its tree has the same messages; the text is
 // what the path says, end to end.
 import { byId, el, word } from './dom.js';
+import { branches, happening } from './message.js';
 import { Strip } from './tokens.js';
 
 export class Manuscript {
-  /** act: {proceed(), again(), branch(message, by), token(message, index, span)} */
+  /** act: {proceed(), stop(), again(message), branch(message, by), token(message, index, span)} */
   constructor(act) {
     this.act = act;
     this.box = byId('thread');
@@ -32,9 +33,8 @@ export class Manuscript {
     if (path.length && this.field.value !== text) this.field.value = text;
     this.field.readOnly = Boolean(answer);
     const last = path.at(-1);
-    const fault = !answer && last?.finish === 'error' ? [el('p', { class: 'fault', role: 'alert' }, last.error)] : [];
-    this.state.replaceChildren(...fault);
-    this.tools.replaceChildren(...(answer ? [] : this.#tools(tree, last)));
+    this.state.replaceChildren(...(last?.role === 'assistant' ? happening(last, answer) : []));
+    this.#tools(tree, last, answer);
     this.#strip(last, tokens);
     if (answer) this.box.scrollTop = this.field.offsetHeight - this.box.clientHeight;
   }
@@ -43,17 +43,18 @@ export class Manuscript {
     this.field.value = '';
   }
 
-  #tools(tree, last) {
-    const tools = [word('Continue', () => this.act.proceed(), { title: 'Ctrl Enter' })];
-    if (last?.role !== 'assistant') return tools;
-    const all = tree.siblings(last);
-    const at = all.indexOf(last);
-    tools.push(word('Another way', () => this.act.again(last)));
-    if (all.length > 1) tools.push(
-      word('‹', () => this.act.branch(last, -1), { 'aria-label': 'Previous branch', disabled: at === 0 }),
-      el('span', {}, `${at + 1}/${all.length}`),
-      word('›', () => this.act.branch(last, 1), { 'aria-label': 'Next branch', disabled: at === all.length - 1 }));
-    return tools;
+  #tools(tree, last, answer) {
+    const now = answer ? 'speaking' : `${last?.id} ${tree.messages.size}`;
+    if (now === this.now) return; // buttons stay what they are, so that they can be pressed
+    this.now = now;
+    const tools = answer ? [word('Stop', () => this.act.stop(), { title: 'Esc' })]
+      : [word('Continue', () => this.act.proceed(), { title: 'Ctrl Enter' })];
+    if (!answer && last?.role === 'assistant') {
+      const all = tree.siblings(last);
+      tools.push(word('Another way', () => this.act.again(last)));
+      if (all.length > 1) tools.push(branches({ index: all.indexOf(last), count: all.length }, (by) => this.act.branch(last, by)));
+    }
+    this.tools.replaceChildren(...tools);
   }
 
   #strip(last, tokens) {

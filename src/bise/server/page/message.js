@@ -23,7 +23,7 @@ export class MessageView {
     this.node.classList.toggle('speaking', answer?.state === 'speaking');
     this.node.setAttribute('aria-busy', String(Boolean(answer)));
     if (!this.editing) this.#words(tokens && !this.user && this.message.tokens?.length > 0);
-    this.state.replaceChildren(...this.#state(answer));
+    this.state.replaceChildren(...happening(this.message, answer));
     if (!answer) this.tools.replaceChildren(...this.#tools(place, last));
     else if (this.tools.firstChild) this.tools.replaceChildren();
   }
@@ -46,23 +46,6 @@ export class MessageView {
       }
       if (this.live.text !== this.message.content) this.live.show(this.message.content);
     }
-  }
-
-  #state(answer) {
-    if (!answer) return this.#ending();
-    if (answer.state === 'busy') {
-      const left = Math.max(1, Math.ceil((answer.until - Date.now()) / 1000));
-      return [el('p', { class: 'aside' }, `${answer.why.message} Asking again in ${left} s.`)];
-    }
-    if (answer.state === 'reading' && answer.progress) return [reading(answer.progress)];
-    if (answer.state === 'waiting' || answer.state === 'reading') return [el('p', { class: 'aside waiting' }, 'Waiting')];
-    return [];
-  }
-
-  #ending() {
-    const { finish, error } = this.message;
-    if (finish === 'error') return [el('p', { class: 'fault', role: 'alert' }, error || 'The answer failed.')];
-    return ENDS[finish] ? [el('p', { class: 'aside' }, ENDS[finish])] : [];
   }
 
   #tools(place, last) {
@@ -104,7 +87,21 @@ export class MessageView {
   }
 }
 
-function branches({ index, count }, step) {
+/** What is happening to an answer, or how it ended where that was not by itself. */
+export function happening({ finish, error }, answer) {
+  if (!answer && finish === 'error') return [el('p', { class: 'fault', role: 'alert' }, error ? sentence(error) : 'The answer failed.')];
+  if (!answer) return ENDS[finish] ? [el('p', { class: 'aside' }, ENDS[finish])] : [];
+  if (answer.state === 'busy') {
+    const left = Math.max(1, Math.ceil((answer.until - Date.now()) / 1000));
+    return [el('p', { class: 'aside' }, `${sentence(answer.why.message)} Asking again in ${left} s.`)];
+  }
+  if (answer.state === 'reading') return [reading(answer.progress)];
+  return answer.state === 'waiting' ? [el('p', { class: 'aside waiting' }, 'Waiting')] : [];
+}
+
+const sentence = (line) => `${line[0].toUpperCase()}${line.slice(1)}${/[.!?]$/.test(line) ? '' : '.'}`;
+
+export function branches({ index, count }, step) {
   const arrow = (sign, label, by, off) => word(sign, () => step(by), { 'aria-label': label, disabled: off });
   return el('span', { class: 'branches', role: 'group', 'aria-label': `Branch ${index + 1} of ${count}` },
     arrow('‹', 'Previous branch', -1, index === 0), el('span', {}, `${index + 1}/${count}`),

@@ -13,7 +13,7 @@ const SLIDERS = [
   ['repetition_penalty', 'Repetition penalty', 1, 1.5, 0.01, 'Above 1, what was said lately becomes less likely.'],
 ];
 const NUMBERS = [
-  ['max_tokens', 'Longest answer', 1, 1000000, 'as long as fits', 'In tokens.'],
+  ['max_tokens', 'Longest answer', 1, 1000000, 'as long as fits', 'In tokens; a text without chat grows by 256.'],
   ['seed', 'Seed', 0, Number.MAX_SAFE_INTEGER, 'by chance', 'The same seed, settings and text give the same answer.'],
 ];
 
