@@ -11,7 +11,7 @@ from .client import Target, send
 
 # running, waiting: by which names
 NAMES = (
-    ("bise_requests_running", "bise_requests_waiting"),
+    ("bise_engine_running", "bise_engine_waiting"),
     ("llamacpp:requests_processing", "llamacpp:requests_deferred"),
 )
 OFTEN = 0.002  # seconds between two looks
