@@ -224,7 +224,7 @@ def test_out_of_memory_in_the_model_ends_the_one_that_needs_it(puff: Model, monk
     scheduler, true = Scheduler(puff.engine(3)), module.forward
 
     def short_of_memory(*args: object) -> object:
-        if len(args[3]) > 100:  # type: ignore[arg-type]
+        if len(args[3]) > 40:  # type: ignore[arg-type]
             raise MemoryError
         return true(*args)  # type: ignore[arg-type]
 
@@ -289,15 +289,29 @@ def test_embedding_is_the_mean_of_the_last_hidden_states(puff: Model) -> None:
         (32, [100], [32]),
         (32, [5], [5]),
         (256, [1000], [256]),
-        (32, [4, 100, 100], [4, 14, 14]),
-        (32, [100, 4, 100], [14, 4, 14]),
-        (2, [9, 9, 9], [1, 1, 0]),
+        (32, [100, 100, 4], [28, 0, 4]),
+        (32, [100, 60, 100], [8, 24, 0]),
+        (32, [100, 4, 3], [25, 4, 3]),
+        (300, [1000, 1000], [256, 44]),
+        (2, [9, 9, 9], [2, 0, 0]),
         (32, [], []),
     ],
 )
-def test_room_is_shared(room: int, wishes: list[int], given: list[int]) -> None:
-    assert sorted(share(room, wishes)) == sorted(given)
-    assert sum(share(room, wishes)) == min(room, sum(wishes))
+def test_the_shortest_prompt_first_and_the_oldest_never_last(room: int, wishes: list[int], given: list[int]) -> None:
+    assert share(room, wishes) == given
+
+
+def test_many_prompts_at_once_are_answered_one_after_the_other(puff: Model) -> None:
+    scheduler = Scheduler(puff.engine(8))
+    asks = [ask(text(200, i), 100, temperature=1.0, seed=i) for i in range(8)]
+    for request in asks:
+        scheduler.submit(request)
+    began: list[int] = []
+    for _ in range(200):
+        scheduler.step()
+        began += [i for i, r in enumerate(asks) if r.tokens and i not in began]
+    assert sorted(began) == list(range(8))
+    assert began[0] == 0
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 31, 32, 33, 99, 100])

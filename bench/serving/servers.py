@@ -42,7 +42,7 @@ class Kind:
             size = ["--n_ctx", str(context), "--n_threads", str(threads), "--n_threads_batch", str(threads)]
             return [sys.executable, "-m", "llama_cpp.server", "--model", str(file), *at, *size]
         slots = ["--slots", str(clients), "--context", str(context), "--threads", str(threads)]
-        return [sys.executable, "-m", "bise", "serve", str(file), "--port", str(port), *slots]
+        return [sys.executable, "-m", "bise", "serve", str(file), "--port", str(port), "--format", "v1", *slots]
 
 
 KINDS = {

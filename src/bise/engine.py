@@ -184,11 +184,9 @@ class Engine:
             raise RequestError(f"token id {outside} is outside the vocabulary of {vocab:,}")
 
     def _parts(self) -> list[Part]:
-        """A chunk of every prompt that is not read yet, the last token and guesses of the others. While somebody speaks
-        the chunks are short, so that nobody has to wait for a long prompt; less so where many wait for few."""
+        """Parts of the prompts that are not read yet, the last token and guesses of the others."""
         reading = [r for r in self.running if not r.speaks]
-        speaking = len(self.running) - len(reading)
-        room = BESIDE * min(MANY, max(1, len(reading) // speaking)) if speaking else CHUNK
+        room = self._room(len(self.running) - len(reading), [r.unread for r in reading])
         chunks = iter(share(room, [r.unread for r in reading]))
         parts = []
         for request in self.running:
@@ -197,6 +195,14 @@ class Engine:
             elif chunk := next(chunks):
                 parts.append(Part(request, request.text[request.read : request.read + chunk], []))
         return parts
+
+    @staticmethod
+    def _room(speaking: int, unread: Sequence[int]) -> int:
+        """How many tokens of prompts a step reads: few while somebody speaks, so that nobody has to wait for a long
+        prompt, and more where many wait for few; else as many as let the shortest prompt be spoken to at once."""
+        if speaking:
+            return BESIDE * min(MANY, max(1, len(unread) // speaking))
+        return CHUNK if len(unread) == 1 else min(CHUNK, max(BESIDE * MANY, min(unread) * 4 // 3))
 
     def _try(self, parts: Sequence[Part]) -> bool:
         try:
@@ -321,12 +327,14 @@ class Engine:
 
 
 def share(room: int, wishes: Sequence[int]) -> list[int]:
-    """Room for so many tokens, dealt out evenly; what one does not need goes to the others."""
-    given = [0] * len(wishes)
-    order = sorted(range(len(wishes)), key=wishes.__getitem__)
-    for left, i in zip(range(len(wishes), 0, -1), order, strict=True):
-        given[i] = min(wishes[i], CHUNK, -(-room // left))
-        room -= given[i]
+    """Room for so many tokens, dealt out to prompts in the order of their arrival: a quarter for the first, so that a
+    long one is never forgotten, the rest to the shortest, so that most are read soon."""
+    given = [min(wish, room // 4) if i == 0 else 0 for i, wish in enumerate(wishes)]
+    room -= sum(given)
+    for i in sorted(range(len(wishes)), key=wishes.__getitem__):
+        more = min(room, wishes[i] - given[i], CHUNK - given[i])
+        given[i] += more
+        room -= more
     return given
 
 

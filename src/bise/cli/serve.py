@@ -11,7 +11,7 @@ import typer
 
 from ..errors import RequestError
 from . import app
-from .options import MODEL, Ahead, Loading, grouped, option
+from .options import FORMAT, MODEL, Ahead, Loading, grouped, option
 
 WHO, MANY = "Who may come in", "How many, and with how much memory"
 EXAMPLES = """[bold]Examples[/]
@@ -41,6 +41,8 @@ def serve(
         help="The port; 0 takes a free one and prints it. Default: 8080.")] = 8080,
     name: Annotated[str | None, option(None, "--name", metavar="ID",
         help="What programs call the model. Default: its file's name.")] = None,
+    format: Annotated[str | None, option(None, "--format", metavar="v1|v2|v3",
+        help=FORMAT.replace("base models: v1.", "base models have none, and only continue texts."))] = None,
     data: Annotated[Path | None, option(None, "--data", metavar="DIR",
         help="Where the page's conversations and saved sessions are kept, in plain files. "
              "Default: ~/.local/share/bise, or BISE_DATA.")] = None,
@@ -79,7 +81,7 @@ def serve(
     _check(name, slots, queue, reuse, drain)
     listen(quiet)
     told = Serving(
-        model, loading.told(ahead), name, host, port, slots, queue, None if reuse is None else int(reuse * (1 << 30)),
+        model, loading.told(ahead), name, format, host, port, slots, queue, None if reuse is None else int(reuse * (1 << 30)),
         key_file, allow_host or [], data, drain, quiet,
     )  # fmt: skip
     with Bar("loading", "bytes") as bar:

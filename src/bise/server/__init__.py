@@ -19,6 +19,7 @@ class Serving:
     model: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     name: str | None = None  # the model's id in the API
+    format: str | None = None  # "v1", "v2" or "v3": how messages are written, whatever the files say
     host: str = "127.0.0.1"
     port: int = 8080  # 0: a free one
     slots: int | None = None

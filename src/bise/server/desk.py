@@ -55,10 +55,11 @@ class Desk:
     @staticmethod
     def open(
         path: str | Path | None, options: dict[str, Any], name: str | None = None, slots: int | None = None,
-        queue: int = 64, reuse: int | None = None,
+        queue: int = 64, reuse: int | None = None, format: str | None = None,
     ) -> tuple[Desk, Plan]:  # fmt: skip
         """A desk for a model, and what memory it is going to take; nothing is loaded yet. options: window, context, kv,
-        threads, backend, device, lookup, draft, keep_packed, isa, as `bise.load` has them. slots, reuse: plan.py."""
+        threads, backend, device, lookup, draft, keep_packed, isa, as `bise.load` has them. slots, reuse: plan.py.
+        format: "v1", "v2" or "v3" in place of what the model's files say."""
         path = find(path)
         weights = Weights.open(path)
         config = windowed(weights.config, options.get("window"))
@@ -66,7 +67,10 @@ class Desk:
         context, kv = options.get("context") or config.context, options.get("kv", "f16")
         plan = plan_memory(weights, config, context, kv, draft, slots, reuse)
         options = {**options, "path": str(path)}
-        return Desk(name or path.stem, weights, config, options, plan.slots, queue, plan.reuse), plan
+        desk = Desk(name or path.stem, weights, config, options, plan.slots, queue, plan.reuse)
+        if format is not None:
+            desk.chat_format = ChatFormat.named(format, desk.tokenizer)
+        return desk, plan
 
     @property
     def tokenizer(self) -> Tokenizer:

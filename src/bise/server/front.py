@@ -49,7 +49,9 @@ class Front:
         ports.fill_streams()
         self.most = ports.raise_files()
         self.socket = ports.listen(told.host, told.port)
-        self.desk, plan = Desk.open(told.model, told.options, told.name, told.slots, told.queue, told.reuse)
+        self.desk, plan = Desk.open(
+            told.model, told.options, told.name, told.slots, told.queue, told.reuse, told.format
+        )
         note(plan.line)
         if warning:
             note(warning)
