@@ -87,7 +87,9 @@ def test_a_busy_stream_has_no_pings(monkeypatch):
     assert b"ping" not in play(lines()).body
 
 
-@pytest.mark.parametrize(("path", "begins"), [("/v1/completions", b'data: {"error":'), ("/v1/messages", b"event: error\n")])
+@pytest.mark.parametrize(
+    ("path", "begins"), [("/v1/completions", b'data: {"error":'), ("/v1/messages", b"event: error\n")]
+)
 def test_an_error_half_way_is_an_event_and_the_end(path, begins):
     async def lines():
         yield event({"a": 1})
