@@ -237,3 +237,62 @@ def test_at_most_so_many_calls():
     two = json.dumps([json.loads(CALL)[0], {"name": "time", "arguments": {}}])
     assert [c["function"]["name"] for c in heard("", "token", two)[0].calls] == ["weather", "time"]
     assert [c["function"]["name"] for c in heard("", "token", two, most=1)[0].calls] == ["weather"]
+
+
+# --- replies that have to match something
+
+PERSON = {
+    "type": "object", "required": ["name", "age"], "additionalProperties": False,
+    "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
+}  # fmt: skip
+
+
+def matched(server, form, **more):
+    answer = post(server, response_format=form, max_tokens=120, seed=2, **more)
+    assert answer.status_code == 200, answer.text
+    choice = answer.json()["choices"][0]
+    streamed = httpx.post(
+        server.url + "/v1/chat/completions", timeout=60,
+        json={"messages": STORY, "response_format": form, "max_tokens": 120, "seed": 2, "stream": True, **more},
+    )  # fmt: skip
+    events = [json.loads(e[6:]) for e in streamed.text.split("\n\n") if e.startswith("data: {")]
+    assert "".join(c["delta"].get("content", "") for e in events for c in e["choices"]) == choice["message"]["content"]
+    return choice["message"]["content"], choice["finish_reason"]
+
+
+def test_json_schema(server):
+    jsonschema = pytest.importorskip("jsonschema")
+    form = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": PERSON}}
+    for temperature in (0, 1.0):
+        text, finish = matched(server, form, temperature=temperature)
+        jsonschema.validate(json.loads(text), PERSON)
+        assert finish == "stop"
+
+
+def test_regex_and_grammar(server):
+    assert matched(server, {"type": "regex", "regex": "(yes|no), [0-9]{3}"})[0][-5:-3] == ", "
+    assert matched(server, {"type": "grammar", "grammar": 'start: "a" | "b" start'})[0].strip("b") in ("a", "")
+
+
+def test_cut_short_is_length(server):
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
+    answer = post(server, response_format=form, max_tokens=3, temperature=0).json()
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}},
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "http://evil.example/schema"}}},
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array", "minItems": 10**9}}},
+        {"type": "regex", "regex": "(" * 10_000}, {"type": "regex", "regex": "[" }, {"type": "regex", "regex": "a" * 10**6},
+        {"type": "regex"}, {"type": "grammar", "grammar": "start: nowhere"}, {"type": "grammar", "grammar": "(" * 30_000},
+    ],
+    ids=lambda v: str(v)[:60],
+)  # fmt: skip
+def test_forms_that_cannot_be_met(server, form):
+    """Catalogue C18 and C19: within a second."""
+    response = post(server, response_format=form)
+    assert response.status_code == 400 and response.elapsed.total_seconds() < 1
+    assert len(response.json()["error"]["message"]) < 400

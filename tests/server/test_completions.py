@@ -75,6 +75,12 @@ def test_several_prompts_and_answers(client):
     assert answer.usage.prompt_tokens < 6 * 10 and answer.usage.completion_tokens == 36
 
 
+def test_a_long_list_leaves_room_for_others(client, server):
+    prompts = [f"{i} dogs" for i in range(64)]
+    answer = client.completions.create(model="puff", prompt=prompts, n=2, max_tokens=2, temperature=0, echo=True)
+    assert [c.text.split(" dogs")[0] for c in answer.choices] == [str(i // 2) for i in range(128)]
+
+
 def test_seeds(client):
     def texts(seed, n=2):
         answer = client.completions.create(model="puff", prompt=PROMPT, max_tokens=12, temperature=1.5, seed=seed, n=n)
@@ -195,7 +201,6 @@ REFUSED = [
     ({"prompt": [1 << 31]}, "prompt"), ({"prompt": [1.0]}, "prompt"), ({"prompt": [True]}, "prompt"),
     ({"prompt": [1, "a"]}, "prompt"), ({"prompt": ["a", 1]}, "prompt[1]"), ({"prompt": ["a", [1]]}, "prompt[1]"),
     ({"prompt": [[1], [1, False]]}, "prompt[1]"), ({"prompt": ["a"] * 65}, "prompt"), ({"prompt": ["a"] * 10**5}, "prompt"),
-    ({"prompt": ["a"] * 60, "n": 8}, None),
     ({"n": 0}, "n"), ({"n": 9}, "n"), ({"n": 10**9}, "n"), ({"n": 1.0}, "n"), ({"best_of": 2}, "best_of"),
     ({"max_tokens": -1}, "max_tokens"), ({"max_tokens": 1 << 63}, "max_tokens"), ({"max_tokens": "10"}, "max_tokens"),
     ({"max_tokens": 1.5}, "max_tokens"), ({"max_tokens": True}, "max_tokens"),

@@ -7,7 +7,7 @@ import json
 import pytest
 from starlette.requests import ClientDisconnect
 
-from bise.errors import BusyError
+from bise.errors import BusyError, DownError
 from bise.server import limits
 from bise.server.answers import Answers
 from bise.server.events import DONE, Events, event, unless_gone
@@ -87,7 +87,9 @@ def test_a_busy_stream_has_no_pings(monkeypatch):
     assert b"ping" not in play(lines()).body
 
 
-@pytest.mark.parametrize(("path", "begins"), [("/v1/completions", b'data: {"error":'), ("/v1/messages", b"event: error\n")])
+@pytest.mark.parametrize(
+    ("path", "begins"), [("/v1/completions", b'data: {"error":'), ("/v1/messages", b"event: error\n")]
+)
 def test_an_error_half_way_is_an_event_and_the_end(path, begins):
     async def lines():
         yield event({"a": 1})
@@ -152,8 +154,8 @@ def test_leaving_ends_work_that_is_not_streamed():
 
 
 class Listening:
-    def __init__(self, news):
-        self._news, self.cancelled = news, False
+    def __init__(self, news, ended=lambda: None):
+        self._news, self.cancelled, self._ended = news, False, ended
 
     def cancel(self):
         self.cancelled = True
@@ -163,35 +165,45 @@ class Listening:
             await asyncio.sleep(0)
             if isinstance(item, Exception):
                 raise item
+            if item.finish:
+                self._ended()
             yield item
-        await asyncio.sleep(60)
 
 
 class Desk:
     """Plays news, one list for each ask; an exception in a list's place refuses the ask."""
 
-    def __init__(self, *script):
-        self.script, self.opened = list(script), []
+    def __init__(self, *script, slots=8):
+        self.script, self.opened, self.slots, self.running, self.most = list(script), [], slots, 0, 0
 
     def listen(self, ask):
         item = self.script.pop(0)
         if isinstance(item, Exception):
             raise item
-        self.opened.append(Listening(item))
+        self.running += 1
+        self.most = max(self.most, self.running)
+        self.opened.append(Listening(item, self._ended))
         return self.opened[-1]
+
+    def _ended(self):
+        self.running -= 1
+
+
+async def whole(desk, n):
+    return await Answers(desk, [Ask([1])] * n).whole()
 
 
 def test_all_or_none_are_accepted():
     desk = Desk([], [], BusyError("full"))
     with pytest.raises(BusyError):
-        Answers(desk, [Ask([1])] * 3)
+        asyncio.run(whole(desk, 3))
     assert [o.cancelled for o in desk.opened] == [True, True]
 
 
 def test_answers_interleave():
     said = [[News(text=f"{i}{k}") for k in range(3)] + [News(finish="stop")] for i in range(2)]
     desk = Desk(*said)
-    answers = asyncio.run(Answers(desk, [Ask([1])] * 2).whole())
+    answers = asyncio.run(whole(desk, 2))
     assert [(a.text, a.finish) for a in answers] == [("000102", "stop"), ("101112", "stop")]
 
 
@@ -205,6 +217,24 @@ def test_one_error_ends_all(refused, status):
         return caught.value.status_code
 
     assert asyncio.run(main()) == status and all(o.cancelled for o in desk.opened)
+
+
+def test_one_request_takes_no_more_than_the_slots():
+    said = [[News(text=str(i)), News(finish="stop")] for i in range(20)]
+    desk = Desk(*said, slots=3)
+    answers = asyncio.run(whole(desk, 20))
+    assert [a.text for a in answers] == [str(i) for i in range(20)] and desk.most == 3
+
+
+def test_where_others_have_taken_the_room_the_rest_waits():
+    desk = Desk([News(finish="stop")], BusyError("full", 0.05), BusyError("full", 0.05), [News(finish="stop")], slots=1)
+    assert len(asyncio.run(whole(desk, 2))) == 2
+
+
+def test_the_engine_dies_before_the_rest():
+    desk = Desk([News(finish="stop")], DownError("down"), slots=1)
+    with pytest.raises(DownError):
+        asyncio.run(whole(desk, 2))
 
 
 def test_closing_cancels_all():

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..errors import BusyError
 from .faults import Fault
 from .wire import Ask, News, Token
 
@@ -54,28 +55,29 @@ class Answer:
 
 
 class Answers:
-    """Several asks, handed in together. `each` gives the news; closing it cancels what has not finished."""
+    """The asks of one request: at most as many at once as the desk has slots, so that a long list of prompts does not
+    fill the queue that others wait in. `each` gives the news; closing it cancels what has not finished."""
 
     def __init__(self, desk: Desk, asks: Sequence[Ask]) -> None:
-        """Raises what refuses one of them (BusyError, DownError); then none is left running."""
+        """Raises what refuses one of the first asks (BusyError, DownError); then none is left running."""
         self.all = [Answer(ask) for ask in asks]
-        self._open: list[Listening] = []
+        self._desk = desk
+        self._waiting = deque(range(len(asks)))
+        self._open: dict[int, Listening] = {}
+        self._tasks: list[asyncio.Task[None]] = []
         self._heard: deque[tuple[int, News | Exception]] = deque()
         self._more = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
         try:
-            for ask in asks:
-                self._open.append(desk.listen(ask))
+            self._hand_in()
         except Exception:
-            for listening in self._open:
-                listening.cancel()
+            self._close()
             raise
 
     async def each(self) -> AsyncGenerator[tuple[int, News], None]:
         """(index, news) until every ask has finished. The first error ends all of them, as a Fault."""
-        tasks = [asyncio.create_task(self._hear(i)) for i in range(len(self._open))]
-        left = len(tasks)
         try:
-            while left:
+            while self._open or self._waiting:
                 while not self._heard:
                     self._more.clear()
                     await self._more.wait()
@@ -84,13 +86,13 @@ class Answers:
                     raise item
                 if item.finish == "error":
                     raise Fault(400 if item.refused else 500, item.error)
-                left -= bool(item.finish)
+                if item.finish:
+                    del self._open[index]
+                    self._go_on()
                 yield index, item
         finally:
-            for task, listening in zip(tasks, self._open, strict=True):
-                task.cancel()
-                listening.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            self._close()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def whole(self) -> list[Answer]:
         """All of it, at the end."""
@@ -99,9 +101,27 @@ class Answers:
                 self.all[index].hear(news)
         return self.all
 
-    async def _hear(self, index: int) -> None:
+    def _hand_in(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        while self._waiting and len(self._open) < max(1, self._desk.slots):
+            index = self._waiting[0]
+            listening = self._open[index] = self._desk.listen(self.all[index].ask)
+            self._tasks.append(asyncio.create_task(self._hear(index, listening)))
+            self._waiting.popleft()
+
+    def _go_on(self) -> None:
+        """The rest, as there is room; where others have taken it, after a while."""
         try:
-            async for item in self._open[index]:
+            self._hand_in()
+        except BusyError as error:
+            self._timer = asyncio.get_running_loop().call_later(error.retry_after, self._go_on)
+        except Exception as error:
+            self._add(self._waiting[0], error)
+
+    async def _hear(self, index: int, listening: Listening) -> None:
+        try:
+            async for item in listening:
                 self._add(index, item)
         except Exception as error:
             self._add(index, error)
@@ -109,6 +129,14 @@ class Answers:
     def _add(self, index: int, item: News | Exception) -> None:
         self._heard.append((index, item))
         self._more.set()
+
+    def _close(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        for listening in self._open.values():
+            listening.cancel()
 
 
 def usage(answers: Sequence[Answer], n: int = 1) -> dict[str, Any]:

@@ -125,7 +125,6 @@ async def _work(desk: Desk, body: CompletionRequest, who: replies.Who) -> Work:
         raise Fault(400, f"best_of is {body.best_of}, expected {body.choices}, which n is: all answers are given",
                     "best_of")  # fmt: skip
     given = prompts_of(body.prompt, desk.vocab_size, "prompt")
-    replies.check_room_for(desk, len(given) * body.choices)
     size = sum(len(p) for p in given if isinstance(p, str))
     if size <= limits.INLINE:
         prompts, echoes = _encoded(desk, body, given)

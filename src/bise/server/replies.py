@@ -151,12 +151,6 @@ def quick(messages: Sequence[dict[str, Any]]) -> bool:
     return sum(len(str(m.get("content"))) for m in messages if isinstance(m, dict)) <= limits.INLINE
 
 
-def check_room_for(desk: Desk, texts: int) -> None:
-    """RequestError where one request asks for more texts than could ever run and wait: trying again would not help."""
-    if texts > (most := desk.slots + desk.queue):
-        raise RequestError(f"the request asks for {texts} texts, this server takes {most} at once: send fewer prompts")
-
-
 def room(desk: Desk, prompt: Sequence[int], max_tokens: int | None) -> int:
     """max_tokens, where it fits beside the prompt; None: all there is."""
     n, context = len(prompt), desk.context
