@@ -24,6 +24,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Collection
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Protocol
 
@@ -42,6 +43,7 @@ GENERATING = {
 }  # fmt: skip
 JSON_TYPE = re.compile(rb"application/json\s*(;\s*charset=\"?utf-8\"?\s*)?", re.I)
 HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{0,5})?")  # RFC 3986, 3.2.2 and 3.2.3
+ADDRESS = "*"  # stands for every address
 STRANGE = re.compile(r"//|/\.{1,2}(/|$)|[\\\x00-\x1f\x7f]|.+/$", re.S)  # paths that no route has
 SAFE = [
     (b"x-content-type-options", b"nosniff"),
@@ -138,21 +140,18 @@ class Access:
 
     def _look(self, request: Incoming) -> None:
         """Refuse what nobody may ask, whoever it is."""
-        if STRANGE.search(request.path) or STRANGE.search(request.scope.get("raw_path", b"").decode("latin-1")):
+        if STRANGE.search(request.path):
             raise Fault(404, "there is no such path", code="not_found")
         hosts = request.all(b"host")
         host = hosts[0].decode("latin-1").lower() if len(hosts) == 1 else ""
-        if not HOST.fullmatch(host) or (self.local and not self._is_ours(host)):
+        name = _name_of(host)
+        if not name or (self.local and name != ADDRESS and name not in self.names):
             raise Fault(403, "this server is not called that: use its address, or start it with --allow-host NAME")
         for origin in request.all(b"origin"):
             if origin.decode("latin-1").lower() not in (f"http://{host}", f"https://{host}"):
                 raise Fault(403, "requests from pages of other sites are refused")
         if self.leaving and request.path not in PRESENT:
             raise Fault(503, "the server is shutting down", code="shutting_down", retry_after=5)
-
-    def _is_ours(self, host: str) -> bool:
-        name = host.rpartition(":")[0] if re.search(r":\d*$", host) else host
-        return name in self.names or _is_address(name)
 
     def _tenant(self, request: Incoming) -> Tenant | None:
         if not self.keys or request.path in OPEN:
@@ -224,12 +223,17 @@ def _check_kind(request: Incoming) -> None:
         raise Fault(415, "the body has to be JSON: send content-type: application/json")
 
 
-def _is_address(name: str) -> bool:
+@lru_cache(1024)
+def _name_of(host: str) -> str:
+    """Of HOST:PORT the name, ADDRESS for every address, "" for what is neither."""
+    if not HOST.fullmatch(host):
+        return ""
+    name = re.sub(r":\d*$", "", host)
     try:
         ip_address(name[1:-1] if name.startswith("[") else name)
     except ValueError:
-        return False
-    return True
+        return "" if name.startswith("[") else name
+    return ADDRESS
 
 
 def _dressed(send: Send, record: Record, scope: Scope) -> Send:
@@ -251,8 +255,14 @@ def _dressed(send: Send, record: Record, scope: Scope) -> Send:
     return say
 
 
+@lru_cache(256)
+def _written(status: int, line: str, code: str | None, anthropic: bool) -> bytes:
+    fault = Fault(status, line, code=code)
+    return json.dumps(fault.anthropic() if anthropic else fault.openai()).encode()
+
+
 async def _refuse(path: str, send: Send, fault: Fault) -> None:
-    body = json.dumps(fault.said(path)).encode()
+    body = _written(fault.status_code, fault.message, fault.code, path.startswith("/v1/messages"))
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     headers += [(name.lower().encode(), value.encode()) for name, value in (fault.headers or {}).items()]
     if fault.status_code == 401:

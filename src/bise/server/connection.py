@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -19,6 +20,7 @@ from uvicorn.server import ServerState
 from . import limits
 from .journal import Journal, Record
 
+TOO_LONG = f"the request has more than {limits.HEAD_FIELDS} headers, or more than {limits.HEAD_BYTES:,} bytes of them"
 PROGRESS = 1 << 16  # bytes that a reader has to take in limits.READER_SECONDS
 
 
@@ -27,7 +29,7 @@ class Refused(Exception):
 
 
 class Connection(HttpToolsProtocol):
-    """most: connections that may be open; one more is told to come back."""
+    """most: connections that may be open; one more is told to come back. Who owns it calls `look` now and then."""
 
     def __init__(
         self, most: int, journal: Journal, config: Config, server_state: ServerState, app_state: dict[str, Any],
@@ -35,11 +37,11 @@ class Connection(HttpToolsProtocol):
     ) -> None:  # fmt: skip
         super().__init__(config, server_state, app_state, _loop)
         self.most, self.journal = most, journal
-        self._clock: asyncio.TimerHandle | None = None  # the end of the phase: head, body, leaving
-        self._reader: asyncio.TimerHandle | None = None  # the end of patience with one that does not read
-        self._unread = 0  # bytes that waited for the reader when that began
+        self._end = math.inf  # when the phase has to be over: head, body, leaving
         self._between = True  # no request is being read, or only its head
-        self._head = self._fields = self._body = 0  # bytes, lines, bytes of the request that is being read
+        self._head = self._body = 0  # bytes of the request that is being read
+        self._reader_end = math.inf  # the end of patience with a client that does not read
+        self._unread = 0  # bytes that waited for it when that began
         self._leaving = False  # refused: what still comes is thrown away
         self._fault: tuple[int, str] | None = None
 
@@ -49,39 +51,29 @@ class Connection(HttpToolsProtocol):
         if len(self.connections) > self.most:
             self._refuse(503, f"{self.most:,} connections are open, as many as may be: try again")
         else:
-            self._arm(limits.HEAD_SECONDS)
+            self._end = self.loop.time() + limits.HEAD_SECONDS
 
     def data_received(self, data: bytes) -> None:
         if self._leaving:
             return
         if self._between:
-            self._head += len(data)  # counted down to what it is when the head is complete
-            if self._clock is None:
-                self._arm(limits.HEAD_SECONDS)
+            self._head += len(data)
+            if self._end == math.inf:
+                self._end = self.loop.time() + limits.HEAD_SECONDS
         super().data_received(data)
-        if self._between and self._clock and self._head > limits.HEAD_BYTES and not self._leaving:
-            self._refuse(431, f"the head of the request has more than {limits.HEAD_BYTES:,} bytes")
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._head = self._fields = self._body = 0
-
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        self._count_head(len(url))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        self._fields += 1
-        self._count_head(len(name) + len(value))
-        if self._fields > limits.HEAD_FIELDS:
-            self._fail(431, f"the request has more than {limits.HEAD_FIELDS} headers")
-        if name.lower() == b"content-length" and value.isdigit() and int(value[:20]) > limits.BODY:
-            self._fail(413, f"the body has {int(value[:20]):,} bytes, at most {limits.BODY:,} are read")
+        if self._between and self._head > limits.HEAD_BYTES and not self._leaving:
+            self._refuse(431, TOO_LONG)
 
     def on_headers_complete(self) -> None:
-        self._between = False
-        self._arm(limits.BODY_SECONDS)
+        self._between, self._head, self._body = False, 0, 0
+        self._end = self.loop.time() + limits.BODY_SECONDS
+        size = len(self.url)
+        for name, value in self.headers:
+            size += len(name) + len(value)
+            if name == b"content-length" and int(value) > limits.BODY:
+                self._fail(413, f"the body has {int(value):,} bytes, at most {limits.BODY:,} are read")
+        if size > limits.HEAD_BYTES or len(self.headers) > limits.HEAD_FIELDS:
+            self._fail(431, TOO_LONG)
         if not self.url.startswith(b"/"):
             self._fail(400, "the target of a request is a path that begins with /")
         super().on_headers_complete()
@@ -93,8 +85,7 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._between, self._head = True, 0
-        self._disarm()
+        self._between, self._end = True, math.inf
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -110,16 +101,18 @@ class Connection(HttpToolsProtocol):
         super().pause_writing()
         self._watch_reader()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
-        if self._reader:
-            self._reader.cancel()
-        super().connection_lost(exc)
-
-    def _count_head(self, n: int) -> None:
-        self._head += n
-        if self._head > 2 * limits.HEAD_BYTES:  # counted twice: as raw bytes and as parsed ones
-            self._fail(431, f"the head of the request has more than {limits.HEAD_BYTES:,} bytes")
+    def look(self, now: float) -> None:
+        """End what takes too long. now: the loop's time."""
+        if now > self._end:
+            self._end = math.inf
+            self._late()
+        if now > self._reader_end:
+            self._reader_end = math.inf
+            left = self.transport.get_write_buffer_size()
+            if left and self._unread - left < PROGRESS:
+                self.transport.abort()
+            else:
+                self._watch_reader()
 
     def _fail(self, status: int, line: str) -> None:
         self._fault = status, line
@@ -145,19 +138,9 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
-        self._arm(limits.LINGER_SECONDS)
-
-    def _arm(self, seconds: float) -> None:
-        self._disarm()
-        self._clock = self.loop.call_later(seconds, self._late)
-
-    def _disarm(self) -> None:
-        if self._clock:
-            self._clock.cancel()
-            self._clock = None
+        self._end = self.loop.time() + limits.LINGER_SECONDS
 
     def _late(self) -> None:
-        self._clock = None
         if self._leaving:
             self.transport.abort()
         elif self._between and not self._head:
@@ -168,16 +151,8 @@ class Connection(HttpToolsProtocol):
 
     def _watch_reader(self) -> None:
         self._unread = self.transport.get_write_buffer_size()
-        if self._unread and not self._reader:
-            self._reader = self.loop.call_later(limits.READER_SECONDS, self._judge_reader)
-
-    def _judge_reader(self) -> None:
-        self._reader = None
-        left = self.transport.get_write_buffer_size()
-        if left and self._unread - left < PROGRESS:
-            self.transport.abort()
-        elif left:
-            self._watch_reader()
+        if self._unread and self._reader_end == math.inf:
+            self._reader_end = self.loop.time() + limits.READER_SECONDS
 
 
 def answer(status: int, line: str, id: str, headers: list[tuple[bytes, bytes]]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -11,9 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
+from uvicorn.server import ServerState
 
 from ..errors import RequestError
 from . import Serving, limits, ports
@@ -26,6 +28,7 @@ from .journal import Journal
 from .keys import Keys, read_keys
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+LOOK = 0.5  # seconds between two looks at all connections
 LAST_WORDS = 2.0  # seconds in which broken-off requests have to get their error
 FORCED = 130  # the exit code of a second signal
 
@@ -77,6 +80,9 @@ class Front:
         serving = loop.create_task(web.serve(sockets=[self.socket]))
         loading = loop.create_task(self.desk.start(self.progress))
         stopping = loop.create_task(self._stop.wait())
+        looking = loop.create_task(_look(web.server_state))
+        gc.collect()
+        gc.freeze()  # what is here now stays: collections need not walk through it
         try:
             await asyncio.wait([loading, stopping, serving], return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
@@ -87,6 +93,7 @@ class Front:
         finally:
             loading.cancel()
             stopping.cancel()
+            looking.cancel()
             self.desk.fail("the server is shutting down")
             await self.desk.close()
             web.should_exit = True
@@ -143,6 +150,15 @@ def data_folder() -> Path:
     if "BISE_DATA" in os.environ:
         return Path(os.environ["BISE_DATA"])
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "bise"
+
+
+async def _look(state: ServerState) -> None:
+    """End what takes too long on any connection."""
+    while True:
+        await asyncio.sleep(LOOK)
+        now = asyncio.get_running_loop().time()
+        for connection in list(state.connections):
+            cast(Connection, connection).look(now)
 
 
 class _Web(uvicorn.Server):

@@ -65,6 +65,7 @@ class Metrics:
         self.pulse = Pulse(desk)
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "Requests answered", "route", "method", "status")
+        self._requests: dict[tuple[str, str, int], Counter] = {}  # looking one up by its labels takes a lock
         self.prompt = self._counter("prompt_tokens", "Tokens of prompts")
         self.reused = self._counter("reused_tokens", "Tokens of prompts that had been read before")
         self.said = self._counter("said_tokens", "Tokens generated")
@@ -87,7 +88,10 @@ class Metrics:
 
     def count(self, record: Record) -> None:
         """A request is over."""
-        self.requests.labels(record.route, record.method, str(record.status)).inc()
+        key = record.route, record.method, record.status
+        if (counted := self._requests.get(key)) is None:
+            counted = self._requests[key] = self.requests.labels(record.route, record.method, str(record.status))
+        counted.inc()
         self.seconds.observe(record.seconds)
 
     def _counter(self, name: str, what: str, *labels: str) -> Counter:

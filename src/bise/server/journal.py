@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import queue
 import threading
 import time
 import traceback
@@ -12,10 +12,12 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
+from functools import lru_cache
 
 BACKLOG = 10_000  # lines that may wait for a slow reader of stderr; the rest are counted, not kept
+PAUSE = 0.05  # seconds in which lines are gathered before they are written
 STDERR = 2
+_START, _COUNT = os.urandom(4).hex(), itertools.count(1)
 
 
 @dataclass
@@ -23,7 +25,7 @@ class Record:
     """One request, from its first byte to its last. Numbers and names of our own only: no text, no query, no client."""
 
     method: str
-    id: str = field(default_factory=lambda: "req_" + os.urandom(8).hex())
+    id: str = field(default_factory=lambda: f"req_{_START}{next(_COUNT):08x}")
     route: str = "-"  # the template, "/v1/sessions/{id}", never the path
     status: int = 0
     prompt: int = 0  # tokens
@@ -46,47 +48,67 @@ class Journal:
         self.quiet = quiet
         self.lost = 0  # lines that found no room
         self._counted = counted
-        self._lines: queue.Queue[str | None] = queue.Queue(BACKLOG)
+        self._lines: list[bytes] = []
+        self._wake = threading.Event()
+        self._closed = False
         self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
-        if not quiet:
-            self._thread.start()
+        self._thread.start()
 
     def end(self, record: Record) -> None:
         """The request is over: count it and write its line."""
         if self._counted:
             self._counted(record)
         if not self.quiet:
-            facts = {"id": record.id, "method": record.method, "route": record.route, "status": record.status,
-                     "prompt": record.prompt, "said": record.said, "ms": round(1000 * record.seconds, 1)}  # fmt: skip
-            self._put(facts)
+            self._put(
+                f'"id": "{record.id}", "method": {_quoted(record.method)}, "route": {_quoted(record.route)}, '
+                f'"status": {record.status}, "prompt": {record.prompt}, "said": {record.said}, '
+                f'"ms": {1000 * record.seconds:.1f}'
+            )
 
     def trouble(self, error: BaseException, record: Record | None = None) -> None:
         """What went wrong and where; not the error's own words, which may hold a prompt."""
-        if self.quiet:
-            return
         frames = traceback.extract_tb(error.__traceback__)[-1:]
         where = f"{os.path.basename(frames[0].filename)}:{frames[0].lineno}" if frames else "-"
-        self._put({"id": record.id if record else "-", "error": type(error).__name__, "at": where})
+        self.say(f"{type(error).__name__} at {where}", record.id if record else "-")
+
+    def say(self, line: str, id: str = "-") -> None:
+        """What is no request: a worker that died."""
+        self._put(f'"id": "{id}", "error": {_quoted(line)}')
 
     def close(self) -> None:
         """Write what waits, for at most a second."""
-        if self._thread.is_alive():
-            try:
-                self._lines.put_nowait(None)
-            except queue.Full:
-                return
-            self._thread.join(1)
+        self._closed = True
+        self._wake.set()
+        self._thread.join(1)
 
-    def _put(self, facts: dict[str, Any]) -> None:
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        try:
-            self._lines.put_nowait(json.dumps({"time": now} | facts))  # ASCII: control characters are escaped
-        except queue.Full:
+    def _put(self, facts: str) -> None:
+        if len(self._lines) >= BACKLOG:
             self.lost += 1
+            return
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        self._lines.append(f'{{"time": "{now[:-6]}Z", {facts}}}\n'.encode())
+        if not self._wake.is_set():
+            self._wake.set()
 
     def _write(self) -> None:
-        while (line := self._lines.get()) is not None:
+        while not self._closed or self._lines:
+            self._wake.wait()
+            if not self._closed:
+                time.sleep(PAUSE)
+            self._wake.clear()
+            lines, self._lines = self._lines, []
             try:
-                os.write(STDERR, line.encode() + b"\n")
+                _write_all(STDERR, b"".join(lines))
             except OSError:  # closed, or a full disk: serving goes on
-                self.lost += 1
+                self.lost += len(lines)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+@lru_cache(1024)
+def _quoted(text: str) -> str:
+    """As JSON has it, in ASCII: control characters are escaped."""
+    return json.dumps(text)

@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -129,6 +130,7 @@ class Guesses:
         return many
 
 
+@lru_cache(1024)
 def neighbourhood(address: str) -> str:
     """The address, or the /64 network of an IPv6 one: a single customer has as many of these as he likes."""
     try:
