@@ -85,7 +85,8 @@ def calls(tools: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, most: int = 
     functions = [tool["function"] for tool in tools]
     given = {f"arguments{i}": _arguments(f) for i, f in enumerate(functions)}
     call = " | ".join(f"call{i}" for i in range(len(functions)))
-    rules = [f'start: <[{marker}]> "[" call (", " call){{0,{most - 1}}} "]"', f"call: {call}"]
+    more = f'(", " call){{0,{most - 1}}}' if most > 1 else ""
+    rules = [f'start: <[{marker}]> "[" call {more} "]"', f"call: {call}"]
     for i, function in enumerate(functions):
         head = json.dumps(f'{{"name": {json.dumps(function["name"])}, "arguments": ')
         rules.append(f'call{i}: {head} @arguments{i} (", \\"id\\": \\"" /[a-zA-Z0-9]{{9}}/ "\\"")? "}}"')
@@ -147,12 +148,14 @@ class Match:
         """(vocab_size,) True for each token that may come next; the ends exactly where the text may end."""
         words, data = self._words, self._matcher.compute_bitmask()
         self._check()
-        mask = np.unpackbits(np.frombuffer(data, np.uint8), count=len(words.tokens), bitorder="little").view(np.bool_)
+        mask: Mask = np.unpackbits(np.frombuffer(data, np.uint8), count=len(words.tokens), bitorder="little").view(
+            np.bool_
+        )
         if self._begun:
             return mask[: words.vocab_size]
-        mask = mask[words.first]
-        mask[words.space] = mask[words.is_text].any()
-        return mask
+        first: Mask = mask[words.first]
+        first[words.space] = first[words.is_text].any()
+        return first
 
     def accept(self, token: int) -> None:
         """The token that was chosen. Raises RequestError for one that may not come."""

@@ -38,28 +38,27 @@ MULTIPLE = 2_000  # the least common multiple of all multipleOf, powers of ten b
 COUNT = 1_000  # minItems, maxItems, minProperties, maxProperties
 LENGTH = 20_000  # minLength, maxLength
 
-REFUSED = frozenset(
-    "not if then else contains minContains maxContains propertyNames dependencies dependentRequired dependentSchemas "
-    "unevaluatedItems unevaluatedProperties contentEncoding contentMediaType $dynamicRef $recursiveRef".split()
-)
-PLAIN = frozenset(
-    "type enum const required pattern minimum maximum exclusiveMinimum exclusiveMaximum multipleOf".split()
-)
+_REFUSED = """not if then else contains minContains maxContains propertyNames dependencies dependentRequired
+    dependentSchemas unevaluatedItems unevaluatedProperties
+    contentEncoding contentMediaType $dynamicRef $recursiveRef"""
+_PLAIN = """type enum const required pattern minimum maximum exclusiveMinimum exclusiveMaximum multipleOf"""
+REFUSED, PLAIN = frozenset(_REFUSED.split()), frozenset(_PLAIN.split())
 COUNTS = {
     "minItems": COUNT, "maxItems": COUNT, "minProperties": COUNT, "maxProperties": COUNT, "minLength": LENGTH,
     "maxLength": LENGTH,
 }  # fmt: skip
-_LEAP_YEAR = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)"
+_LEAP_YEAR = "([1-9][0-9](0[48]|[2468][048]|[13579][26])|([2468][048]|[13579][26])00)"
 _DATE = (
-    "([0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))"
+    "([1-9][0-9]{3}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))"
     f"|{_LEAP_YEAR}-02-29)"
 )
 _TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+_LABEL = "[A-Za-z0-9](-?[A-Za-z0-9]){0,20}"
 FORMATS = {  # where llguidance's own let through what is none: RFC 3339 without leap seconds, RFC 1123 without "--"
     "date": f"^{_DATE}$",
     "time": f"^{_TIME}$",
     "date-time": f"^{_DATE}T{_TIME}$",
-    "hostname": r"^[A-Za-z0-9](-?[A-Za-z0-9]){0,20}(\.[A-Za-z0-9](-?[A-Za-z0-9]){0,20}){0,5}$",  # at most 251 characters
+    "hostname": rf"^{_LABEL}(\.{_LABEL}){{0,5}}$",  # at most 251 characters
 }
 Schema = dict[str, Any]
 
@@ -150,7 +149,9 @@ class _Reader:
             raise RequestError(f"the JSON schema at {at:.80} is {value!r:.40}, expected a number above 0")
         self.multiple = math.lcm(self.multiple, Fraction(repr(value)).numerator)
         if self.multiple > MULTIPLE:
-            raise RequestError(f"the JSON schema at {at:.80} is {value!r:.40}: multiples up to {MULTIPLE:,} are counted")
+            raise RequestError(
+                f"the JSON schema at {at:.80} is {value!r:.40}: multiples up to {MULTIPLE:,} are counted"
+            )
 
     def _target(self, ref: str) -> Any:
         """A JSON pointer (RFC 6901) into the whole schema."""
@@ -174,8 +175,8 @@ def _check_words(schema: Mapping[str, Any], at: str, depth: int) -> None:
     least, names, own = schema.get("minProperties", 0), schema.get("required", []), schema.get("properties", {})
     if isinstance(own, Mapping) and isinstance(names, list) and len(own) - len(names) > OPTIONAL:
         raise RequestError(
-            f"the JSON schema at {at:.80} has {len(own):,} properties, {len(names)} of them required: at most {OPTIONAL} "
-            "may be left to choice"
+            f"the JSON schema at {at:.80} has {len(own):,} properties, {len(names)} of them required: at most "
+            f"{OPTIONAL} may be left to choice"
         )
     if isinstance(least, int) and isinstance(names, list) and least > max(1, len(set(map(str, names)))):
         raise RequestError(
