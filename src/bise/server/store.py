@@ -171,7 +171,7 @@ class Store:
             raise Fault(400, f"conversation {id} is damaged: {_plain(error, path)}", code="damaged") from None
 
     def create(self, tenant: str, given: Conversation) -> Kept:
-        """A new one. Fault 409 where as many are kept as may be."""
+        """A new one. Fault 400 where as many are kept as may be."""
         with self._lock:
             self._check_number(tenant, 1)
             return self._create(tenant, given)
