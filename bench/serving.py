@@ -3,6 +3,7 @@
 
     python bench/serving.py sweep MODEL.gguf [--against llama-server,llama-cpp-python] [--clients 1,2,4,8,16,32]
     python bench/serving.py intruder|vanish|crowd|hog MODEL.gguf
+    python bench/serving.py soak [--hours 2] --save soak.json                      its course is in soak.jsonl
     python bench/serving.py sweep --url http://127.0.0.1:8080/v1 [--key KEY]       a server that runs already
     python bench/serving.py client                                                 what the load generator can take
 
@@ -26,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from serving import crowd, hog, intruder, sweep, vanish
+from serving import crowd, hog, intruder, soak, sweep, vanish
 from serving.checks import Check
 from serving.client import Target, send
 from serving.servers import KINDS, start
@@ -70,6 +71,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=1024, help="tokens that one request may take, both together")
     parser.add_argument("--repeats", type=int, default=1, help="sweep: answers one after the other of each client")
     parser.add_argument("--seconds", type=float, default=60, help="hog, intruder: how long")
+    parser.add_argument("--hours", type=float, default=2, help="soak: how long; Ctrl-C ends it with what there is")
     parser.add_argument("--threads", type=int, default=machine()["cores"], help="of the server")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--save", type=Path, help="write the JSON to a file")
@@ -148,6 +150,18 @@ async def run_hog(a: argparse.Namespace) -> Found:
     return await with_server(a, 8, measure)
 
 
+async def run_soak(a: argparse.Namespace) -> Found:
+    async def measure(target: Target, id: int) -> Found:
+        run = soak.Soak(target, id, Path(a.save).with_suffix(".jsonl") if a.save else None, report)
+        try:
+            await run.run(a.hours)
+        except asyncio.CancelledError:  # Ctrl-C: what there is
+            report("")
+        return run.figures()
+
+    return await with_server(a, 4, measure)
+
+
 async def run_client(a: argparse.Namespace) -> Found:
     """What the load generator takes of a server that costs nothing."""
     process = subprocess.Popen(
@@ -174,7 +188,7 @@ async def run_client(a: argparse.Namespace) -> Found:
 
 SCENARIOS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, Found]]] = {
     "sweep": run_sweep, "intruder": run_intruder, "vanish": run_vanish, "crowd": run_crowd, "hog": run_hog,
-    "client": run_client,
+    "soak": run_soak, "client": run_client,
 }  # fmt: skip
 
 
