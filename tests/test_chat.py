@@ -190,6 +190,7 @@ REFUSED = [
     (["hello"], "message 0 is str"),
     ([{"role": "robot", "content": "x"}], "role is 'robot'"),
     ([{"content": "x"}], "role is None"),
+    ([{"role": {"a": 1}, "content": "x"}], "role is {'a': 1}"),
     ([user("\ud800")], "UTF-8"),
 ]
 
@@ -208,6 +209,7 @@ def test_refused(version, messages, match):
         ([user("a"), {**calls((ID, "now", "{}")), "content": "b"}], None, "not both"),
         ([user("a"), calls((ID, "two words", "{}"))], None, "function name 'two words'"),
         ([user("a"), {"role": "assistant", "tool_calls": [7]}], None, "tool_calls holds '7'"),
+        ([user("a"), {"role": "assistant", "tool_calls": 7}], None, "tool_calls is int, expected a list"),
         (
             [user("a"), calls((ID, "now", "{}"), (OTHER, "now", "{}")), result("1", ID), assistant("b")],
             None,

@@ -35,7 +35,7 @@ def test_every_answer_is_named(document):
                 assert {"400", "401", "403"} <= set(operation["responses"]), path
     for path in [*GENERATING, "/v1/embeddings"]:
         answers = document["paths"][path]["post"]["responses"]
-        assert set(answers) == {"200", "400", "401", "403", "404", "413", "429", "500", "503"}
+        assert set(answers) == {"200", "400", "401", "403", "404", "413", "415", "429", "500", "503"}
         assert ("text/event-stream" in answers["200"]["content"]) is (path in GENERATING)
 
 

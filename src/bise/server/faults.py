@@ -32,6 +32,7 @@ TYPES = {
     403: ("permission_error", "permission_error"),
     404: ("not_found_error", "not_found_error"),
     413: ("invalid_request_error", "request_too_large"),
+    415: ("invalid_request_error", "invalid_request_error"),
     429: ("rate_limit_error", "rate_limit_error"),
     500: ("server_error", "api_error"),
     503: ("server_error", "overloaded_error"),
@@ -66,6 +67,7 @@ MEANINGS = {
     403: "This Host or Origin may not come in.",
     404: "No such thing.",
     413: "The body is too large.",
+    415: "The body is not application/json, or it is compressed.",
     429: "As many requests wait as may: Retry-After says how many seconds to wait.",
     500: "The server failed.",
     503: "The engine is not running: Retry-After says when to ask again.",
@@ -84,7 +86,9 @@ class ErrorBody(BaseModel):
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """FastAPI's `responses` for a route that may answer with these."""
+    """FastAPI's `responses` for a route that may answer with these; a body that can be too large can be no JSON too."""
+    if 413 in statuses:
+        statuses = (*statuses, 415)
     return {s: {"model": ErrorBody, "description": MEANINGS[s]} for s in statuses}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..grammar import Grammar
     from .desk import Desk
 
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 CALLS = "[TOOL_CALLS]"  # the control token before calls, which some models spell out
 
 
@@ -65,6 +67,7 @@ def who(request: Request, salt: str | None) -> Who:
 async def ask(desk: Desk, wish: Wish) -> Ask:
     """Tokenised and checked. RequestError, TemplateError, ContextError: what is wrong with the wish."""
     chat = chat_format(desk)
+    check_tools(wish.tools)
     tools = list(wish.tools) if wish.calls else None
     if quick(wish.messages) and chat.version and tools is None:
         prompt = chat.encode(wish.messages)
@@ -76,6 +79,25 @@ async def ask(desk: Desk, wish: Wish) -> Ask:
         start=not _continued(wish), alternatives=wish.alternatives, grammar=shape,
         client=wish.who.client, salt=wish.who.salt,
     )  # fmt: skip
+
+
+def check_tools(tools: Sequence[dict[str, Any]]) -> None:
+    """RequestError for the first that is no function with a name and, perhaps, a description and parameters."""
+    names: set[str] = set()
+    for i, tool in enumerate(tools):
+        function = tool.get("function")
+        if tool.get("type") != "function" or not isinstance(function, dict):
+            raise RequestError(f'tools[{i}]: expected {{"type": "function", "function": {{"name": ..., ...}}}}')
+        name = function.get("name")
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise RequestError(f"tools[{i}]: the name is {name!r:.80}, expected 1 to 64 of a-z, A-Z, 0-9, _ and -")
+        if name in names:
+            raise RequestError(f"tools[{i}]: there is a tool {name} already")
+        names.add(name)
+        if not isinstance(function.get("description") or "", str):
+            raise RequestError(f"tools[{i}]: the description of {name} is not a text")
+        if not isinstance(function.get("parameters") or {}, dict):
+            raise RequestError(f"tools[{i}]: the parameters of {name} are not an object")
 
 
 def grammar_of(desk: Desk, wish: Wish) -> str | None:

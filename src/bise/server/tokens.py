@@ -97,13 +97,18 @@ async def tokenize(request: Request, body: TokenizeRequest) -> Response:
 
 def _encoded(desk: Desk, body: TokenizeRequest, given: str | list[Any]) -> list[int]:
     if not isinstance(given, str):
-        return replies.chat_format(desk).encode(given, body.tools)
+        return _conversation(desk, given, body.tools)
     tokenizer = desk.tokenizer
     ends = {tokenizer.name(i): i for i in (tokenizer.bos, tokenizer.eos) if i is not None}
     if body.parse_special is None and given in ends:
         return [ends[given]]
     bos = False not in (body.add_special_tokens, body.add_special)
     return tokenizer.encode(given, bos=bos, special=bool(body.parse_special))
+
+
+def _conversation(desk: Desk, messages: list[Any], tools: list[Bare] | None) -> list[int]:
+    replies.check_tools(tools or ())
+    return replies.chat_format(desk).encode(messages, tools)
 
 
 @router.post("/detokenize", response_model=None, responses={200: {"model": Text}, **refusals(400, 401, 403, 404, 413)})
@@ -125,7 +130,7 @@ async def apply_template(request: Request, body: TemplateRequest) -> Response:
     """A conversation as the model's chat format writes it."""
     desk = request.app.state.desk
     models.check(desk, body.model)
-    ids = await anyio.to_thread.run_sync(replies.chat_format(desk).encode, body.messages, body.tools)
+    ids = await anyio.to_thread.run_sync(_conversation, desk, body.messages, body.tools)
     tokenizer = desk.tokenizer
     text = "".join(
         tokenizer.name(i) if tokenizer.is_control(i) else tokenizer.piece(i).decode(errors="replace") for i in ids
