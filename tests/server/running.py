@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import bise
 
@@ -130,3 +131,54 @@ def _children(process: int) -> list[int]:
     for task in Path(f"/proc/{process}/task").glob("*/children"):
         found += [int(child) for child in task.read_text().split()]
     return found
+
+
+class Reply(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def ask(server: Server, path: str, body: Any = None, method: str = "", **headers: str) -> Reply:
+    """One request. body: bytes as they are, anything else as JSON; headers: x_api_key is x-api-key."""
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    if body is not None and not isinstance(body, bytes):
+        body, given = json.dumps(body).encode(), {"content-type": "application/json", **given}
+    line = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    try:
+        line.putrequest(method or ("GET" if body is None else "POST"), path, skip_host="host" in given)
+        if body is not None and "content-length" not in given:
+            given["content-length"] = str(len(body))
+        for name, value in given.items():
+            line.putheader(name, value)
+        line.endheaders(body)
+        found = line.getresponse()
+        return Reply(found.status, {name.lower(): value for name, value in found.getheaders()}, found.read())
+    finally:
+        line.close()
+
+
+def streamed(server: Server, max_tokens: int = 900, prompt: str = "Once upon a time", **more: Any) -> socket.socket:
+    """A socket on which a completion is streaming: its head has been read."""
+    body = {"model": "puff", "prompt": prompt, "max_tokens": max_tokens, "stream": True, "temperature": 0,
+            "ignore_eos": True, **more}  # fmt: skip
+    line = server.connect(30)
+    line.sendall(post("/v1/completions", body))
+    head = b""
+    while b"\r\n\r\n" not in head:
+        data = line.recv(1)
+        assert data, head
+        head += data
+    assert head.startswith(b"HTTP/1.1 200"), head
+    return line
+
+
+def post(path: str, body: Any, *headers: str) -> bytes:
+    """The bytes of a request."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = [f"POST {path} HTTP/1.1", "host: localhost", "content-type: application/json", f"content-length: {len(data)}"]
+    return "\r\n".join([*lines, *headers, "", ""]).encode() + data

@@ -74,6 +74,8 @@ class Connection(HttpToolsProtocol):
                 self._fail(413, f"the body has {int(value):,} bytes, at most {limits.BODY:,} are read")
         if size > limits.HEAD_BYTES or len(self.headers) > limits.HEAD_FIELDS:
             self._fail(431, TOO_LONG)
+        if self.parser.get_http_version() not in ("1.0", "1.1"):
+            self._fail(400, "only HTTP 1 is spoken here")
         if not self.url.startswith(b"/"):
             self._fail(400, "the target of a request is a path that begins with /")
         super().on_headers_complete()
