@@ -120,14 +120,10 @@ class TestLangChain(tests.ChatModelIntegrationTests):  # type: ignore[misc,name-
     @property
     def chat_model_params(self) -> dict[str, Any]:
         where = {"model": self.model_name, "base_url": f"{self.url}/v1", "api_key": "none", "stream_usage": True}
-        return {**where, "temperature": 0, "max_tokens": 60, "logit_bias": self.bias}
+        return {**where, "temperature": 0, "max_tokens": 120, "logit_bias": self.bias}
 
     @property
     def supports_json_mode(self) -> bool:
-        return True
-
-    @property
-    def supports_anthropic_inputs(self) -> bool:
         return True
 
     @property
@@ -135,5 +131,15 @@ class TestLangChain(tests.ChatModelIntegrationTests):  # type: ignore[misc,name-
         return self.model_name
 
 
-for _name, _test in inspect.getmembers(TestLangChain, inspect.iscoroutinefunction):
-    setattr(TestLangChain, _name, pytest.mark.asyncio(_test))
+UNLEARNT = {
+    "test_tool_message_histories_list_content": "Mistral's format v3 has no message with both text and calls",
+    "test_json_mode": "which keys the object has to have stands in the prompt only: a model has to understand it",
+    "test_agent_loop": "the model has to decide by itself that it calls a tool, and then that it does not",
+    "test_unicode_tool_call_integration": "the model has to repeat a name from the prompt",
+    "test_tool_calling_with_no_arguments": "the tool's schema allows any arguments: the model has to know there are none",
+}
+for _name, _test in inspect.getmembers(TestLangChain, inspect.isfunction):
+    if _name in UNLEARNT:
+        setattr(TestLangChain, _name, pytest.mark.skip(reason=UNLEARNT[_name])(_test))
+    elif inspect.iscoroutinefunction(_test):
+        setattr(TestLangChain, _name, pytest.mark.asyncio(_test))
