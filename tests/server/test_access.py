@@ -151,7 +151,7 @@ def test_every_route_wants_a_key(locked: Server) -> None:
             assert found.status == 401, (method, path)
             assert found.headers["www-authenticate"] == "Bearer"
             if method == "GET":
-                assert found.json["error"]["code"] == "invalid_api_key"
+                    assert found.json["error"]["type"] == "authentication_error"
     assert ask(locked, "/health").status == 200
 
 
