@@ -36,12 +36,12 @@ class Pulse:
         self._asked = self._answered = float("-inf")
         self._question: asyncio.Task[None] | None = None
 
-    async def feel(self) -> str:
-        """Either "ok", "loading" or "down"."""
+    async def feel(self, fresh: float = FRESH) -> str:
+        """Either "ok", "loading" or "down", from an answer that is at most `fresh` seconds old."""
         if self.desk.state != "ready":
             return self.desk.state
         now = time.monotonic()
-        if now - self._answered > FRESH:
+        if now - self._answered > fresh:
             if self._question is None or self._question.done():
                 self._asked, self._question = now, asyncio.create_task(self._ask())
             await asyncio.wait([self._question], timeout=PATIENCE)
@@ -81,8 +81,10 @@ class Metrics:
         for name, what in (
             ("cache_bytes", "Keys and values of all slots"), ("reuse_bytes", "Kept of texts that have been read"),
             ("worker_resident_bytes", "Memory of the engine's process"),
+            ("engine_running", "Requests in the engine's sequences"),
+            ("engine_waiting", "Requests that wait in the engine's process"),
         ):  # fmt: skip
-            self._gauge(name, what, lambda name=name: self.pulse.stats.get(name, 0))
+            self._gauge(name, what, lambda name=name: self.pulse.stats.get(name.removeprefix("engine_"), 0))
         desk.ears = lambda ask: Ear(self, NOW.get(), len(ask.prompt))
         ProcessCollector(registry=self.registry)  # resident memory, files and seconds of the front
 
@@ -140,5 +142,5 @@ async def health(request: Request) -> JSONResponse:
 async def metrics(request: Request) -> Response:
     """Numbers only: no text, no client."""
     found: Metrics = request.app.state.metrics
-    await found.pulse.feel()
+    await found.pulse.feel(fresh=0)
     return Response(generate_latest(found.registry), media_type=CONTENT_TYPE_LATEST)

@@ -6,6 +6,7 @@ It ends when the other end of the socket is closed, so no worker outlives its se
 from __future__ import annotations
 
 import logging
+import mmap
 import select
 import signal
 import socket
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from .. import session
@@ -191,8 +193,16 @@ class Worker:
         return {
             "running": len(engine.running), "waiting": self.scheduler.waiting, "slots": len(engine.history),
             "held": [len(h) for h in engine.history], "cache_bytes": engine.cache.nbytes,
-            "reuse_bytes": engine.blocks.nbytes if engine.blocks else 0,
+            "reuse_bytes": engine.blocks.nbytes if engine.blocks else 0, "worker_resident_bytes": _resident_bytes(),
         }  # fmt: skip
+
+
+def _resident_bytes() -> int:
+    """What this process has in memory now; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return 0
 
 
 def _failure(error: Exception) -> News:
