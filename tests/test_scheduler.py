@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -238,6 +240,39 @@ def test_out_of_memory_in_the_model_ends_the_one_that_needs_it(puff: Model, monk
     scheduler.submit(alone)
     finish(scheduler)
     assert good.tokens == alone.tokens
+
+
+def test_no_memory_at_all_for_one_request() -> None:
+    """A process that may not grow: who needs megabytes gets an error, who needs little gets the same text as ever."""
+    program = """
+import resource, bise
+from bise.engine import Request
+from bise.sampler import Sampler, Sampling
+from bise.scheduler import Scheduler
+from pathlib import Path
+
+model = bise.load(threads=2)
+scheduler = Scheduler(model.engine(3, 1 << 20))
+def ask(n, **more):
+    request = Request([5] * n, Sampler(Sampling(), 3072), 12, **more)
+    scheduler.submit(request)
+    return request
+def finish():
+    while scheduler.clients:
+        scheduler.step()
+first = ask(20)
+finish()
+size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 20), -1))
+small, big = ask(20), ask(900, score=2)  # 256 rows of 3,072 logits: 3 MB
+finish()
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+again = ask(900, score=2)
+finish()
+print(type(big.error).__name__, small.tokens == first.tokens, again.finish_reason, len(again.scores))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["MemoryError", "True", "length", "899"], done.stderr
 
 
 def test_refused_before_it_waits(puff: Model) -> None:

@@ -79,7 +79,7 @@ def test_bad_asks_are_refused_one_by_one() -> None:
             (Ask([5], 0), "max_tokens"),
         ):
             _, _, last = await all_of(desk, ask)
-            assert (last.finish, last.refused) == ("error", True)
+            assert (last.finish, last.status) == ("error", 400)
             assert word in last.error
         assert (await all_of(desk, story(desk, 5)))[2].finish == "length"
 
@@ -92,7 +92,7 @@ def test_a_bug_in_one_ask_is_ours_and_harms_no_other(capfd: pytest.CaptureFixtur
         good, (_, _, last) = await asyncio.gather(
             all_of(desk, story(desk)), all_of(desk, Ask([5], 3, {"no such field": 1}))
         )
-        assert (last.finish, last.refused) == ("error", False)
+        assert (last.finish, last.status) == ("error", 500)
         assert good[2].finish == "length"
 
     with_desk(test)
@@ -144,7 +144,7 @@ def test_a_worker_that_dies_is_started_again() -> None:
         await asyncio.sleep(0.05)
         os.kill(pid, signal.SIGKILL)
         _, _, last = await talking
-        assert "signal 9" in last.error and not last.refused
+        assert "signal 9" in last.error and last.status == 503
         with pytest.raises(DownError):
             await calling
         with pytest.raises(DownError, match="try again"):

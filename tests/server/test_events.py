@@ -207,9 +207,9 @@ def test_answers_interleave():
     assert [(a.text, a.finish) for a in answers] == [("000102", "stop"), ("101112", "stop")]
 
 
-@pytest.mark.parametrize(("refused", "status"), [(True, 400), (False, 500)])
-def test_one_error_ends_all(refused, status):
-    desk = Desk([News(text="a")], [News(finish="error", error="no", refused=refused)])
+@pytest.mark.parametrize("status", [400, 500, 503])
+def test_one_error_ends_all(status):
+    desk = Desk([News(text="a")], [News(finish="error", error="no", status=status)])
 
     async def main():
         with pytest.raises(Fault, match="no") as caught:

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BusyError
+from ..errors import BusyError, DownError
 from .faults import Fault
 from .wire import Ask, News, Token
 
@@ -85,7 +85,7 @@ class Answers:
                 if isinstance(item, Exception):
                     raise item
                 if item.finish == "error":
-                    raise Fault(400 if item.refused else 500, item.error)
+                    raise Fault.of(DownError(item.error)) if item.status == 503 else Fault(item.status, item.error)
                 if item.finish:
                     del self._open[index]
                     self._go_on()

@@ -147,7 +147,7 @@ class Desk:
     def fail(self, line: str) -> None:
         """End every open ask with an error."""
         for listening in list(self._listening.values()):
-            listening.push(News(finish="error", error=line))
+            listening.push(News(finish="error", error=line, status=503))
             self._send({"cancel": listening.id})
         for answer in self._calls.values():
             if not answer.done():

@@ -60,7 +60,7 @@ class News:
     stop: str = ""  # the stop string that ended it, "" for the model's own end
     seconds: list[float] = field(default_factory=list)  # with finish: waiting, reading the prompt, speaking
     error: str = ""  # one line, with finish "error"
-    refused: bool = False  # the error is the ask's own (400), not the engine's (500)
+    status: int = 0  # whose fault it was, as HTTP says it: 400 the ask's own, 500 ours, 503 it may go well another time
 
 
 def frame(message: dict[str, Any]) -> bytes:

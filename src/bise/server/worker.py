@@ -154,7 +154,7 @@ class Worker:
         request = ticket.request
         if request.error is not None and not ticket.speech.stopped:
             failure = _failure(request.error)
-            news.finish, news.error, news.refused = failure.finish, failure.error, failure.refused
+            news.finish, news.error, news.status = failure.finish, failure.error, failure.status
         else:
             news.finish = "stop" if ticket.speech.stopped else request.finish_reason or "length"
             news.stop = ticket.speech.found
@@ -208,9 +208,11 @@ def _resident_bytes() -> int:
 def _failure(error: Exception) -> News:
     """The end of an ask that went wrong: by its own fault, or by ours, which goes to the log."""
     if isinstance(error, BiseError):
-        return News(finish="error", error=str(error), refused=True)
+        return News(finish="error", error=str(error), status=400)
+    if isinstance(error, MemoryError):
+        return News(finish="error", error="there was not enough memory for this request: try again", status=503)
     log.error("a request failed", exc_info=error)
-    return News(finish="error", error=f"the engine failed: {type(error).__name__}")
+    return News(finish="error", error=f"the engine failed: {type(error).__name__}", status=500)
 
 
 def main() -> None:
