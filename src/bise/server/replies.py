@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import anyio
 from starlette.requests import Request
 
 from ..errors import ContextError, RequestError
 from ..tokenizer import Tokenizer
 from . import limits
 from .answers import Answer
+from .aside import LONG, aside
 from .wire import Ask, News
 
 if TYPE_CHECKING:
@@ -69,11 +69,9 @@ async def ask(desk: Desk, wish: Wish) -> Ask:
     chat = chat_format(desk)
     check_tools(wish.tools)
     tools = list(wish.tools) if wish.calls else None
-    if quick(wish.messages) and chat.version and tools is None:
-        prompt = chat.encode(wish.messages)
-    else:
-        prompt = await anyio.to_thread.run_sync(chat.encode, wish.messages, tools)
-    shape = await anyio.to_thread.run_sync(grammar_of, desk, wish) if wish.form or wish.calls else None
+    size = LONG if tools or not chat.version else sum(len(str(m.get("content"))) for m in wish.messages)
+    prompt = await aside(size, chat.encode, wish.messages, tools)
+    shape = await aside(LONG, grammar_of, desk, wish) if wish.form or wish.calls else None
     return Ask(
         prompt, room(desk, prompt, wish.max_tokens), wish.sampling, [*wish.stop, *chat.stop], wish.ignore_eos,
         start=not _continued(wish), alternatives=wish.alternatives, grammar=shape,
@@ -166,11 +164,6 @@ def chat_format(desk: Desk) -> ChatFormat:
     if desk.chat_format is None:
         raise RequestError(f"{desk.name} is a base model without a chat format: use /v1/completions")
     return desk.chat_format
-
-
-def quick(messages: Sequence[dict[str, Any]]) -> bool:
-    """Few enough characters to be tokenised between two other things."""
-    return sum(len(str(m.get("content"))) for m in messages if isinstance(m, dict)) <= limits.INLINE
 
 
 def room(desk: Desk, prompt: Sequence[int], max_tokens: int | None) -> int:
