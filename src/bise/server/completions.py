@@ -126,6 +126,9 @@ async def _work(desk: Desk, body: CompletionRequest, who: replies.Who) -> Work:
         raise Fault(400, f"best_of is {body.best_of}, expected {body.choices}, which n is: all answers are given",
                     "best_of")  # fmt: skip
     given = prompts_of(body.prompt, desk.vocab_size, "prompt")
+    for prompt in given:
+        if isinstance(prompt, str):
+            replies.check_length(desk, len(prompt))
     prompts, echoes = await aside(sum(map(len, given)), _encoded, desk, body, given)
     sampling, most = body.sampling(desk), limits.COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     asks = [
@@ -182,8 +185,9 @@ def _whole(work: Work, answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def _reason(work: Work, answer: Answer) -> str:
-    ended = bool(answer.tokens) and answer.tokens[-1].id in work.desk.tokenizer.stop_ids and not work.body.ignore_eos
-    return "stop" if ended else answer.finish
+    """An end that was told as a token (see `_past_the_end`) is an end all the same."""
+    told = answer.ask.ignore_eos and not work.body.ignore_eos and bool(answer.tokens)
+    return "stop" if told and answer.tokens[-1].id in work.desk.tokenizer.stop_ids else answer.finish
 
 
 async def _stream(work: Work, answers: Answers) -> AsyncGenerator[bytes, None]:

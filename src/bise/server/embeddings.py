@@ -65,6 +65,9 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
     if body.dimensions is not None:
         raise Fault(400, f"dimensions is refused: a vector here has {desk.config.dim} numbers", "dimensions")
     given = prompts_of(body.input, desk.vocab_size, "input", limits.INPUTS)
+    for text in given:
+        if isinstance(text, str):
+            replies.check_length(desk, len(text))
 
     def encoded() -> list[list[int]]:
         return [desk.tokenizer.encode(g, bos=True) if isinstance(g, str) else g for g in given]

@@ -69,6 +69,7 @@ async def ask(desk: Desk, wish: Wish) -> Ask:
     chat = chat_format(desk)
     check_tools(wish.tools)
     tools = list(wish.tools) if wish.calls else None
+    check_length(desk, sum(len(m["content"]) for m in wish.messages if isinstance(m.get("content"), str)))
     size = LONG if tools or not chat.version else sum(len(str(m.get("content"))) for m in wish.messages)
     prompt = await aside(size, chat.encode, wish.messages, tools)
     shape = await aside(LONG, grammar_of, desk, wish) if wish.form or wish.calls else None
@@ -164,6 +165,20 @@ def chat_format(desk: Desk) -> ChatFormat:
     if desk.chat_format is None:
         raise RequestError(f"{desk.name} is a base model without a chat format: use /v1/completions")
     return desk.chat_format
+
+
+def check_length(desk: Desk, characters: int) -> None:
+    """ContextError for texts that cannot fit however they are cut: nobody has to cut eight megabytes to know that."""
+    tokenizer = desk.tokenizer
+    least = 0 if tokenizer.vocab.squeeze_spaces else characters // _longest(tokenizer)
+    if least > desk.context:
+        raise ContextError(f"the prompt has more than {least:,} tokens, the context holds {desk.context:,}: shorten it")
+
+
+@lru_cache(maxsize=2)
+def _longest(tokenizer: Tokenizer) -> int:
+    """Bytes of the longest piece."""
+    return max(len(tokenizer.piece(i)) for i in range(tokenizer.vocab_size))
 
 
 def room(desk: Desk, prompt: Sequence[int], max_tokens: int | None) -> int:
