@@ -240,7 +240,8 @@ def test_too_long(server, puff):
 
 def test_a_megabyte_without_spaces(server):
     response = post(server, prompt="x" * 1_000_000, max_tokens=1)
-    assert response.status_code == 400 and response.elapsed.total_seconds() < 10
+    assert response.status_code == 400 and response.elapsed.total_seconds() < 1
+    assert response.json()["error"]["code"] == "context_length_exceeded"
 
 
 @pytest.mark.parametrize("name", ["gpt-4", "../../etc/passwd", "n" * 250])
@@ -259,6 +260,15 @@ def test_odd_texts_are_texts(server, puff, prompt):
     ids = puff.tokenizer.encode(prompt, bos=True)
     assert answer["choices"][0]["text"] == prompt and answer["usage"]["prompt_tokens"] == len(ids)
     assert puff.tokenizer.eos not in ids
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_characters_made_of_bytes_are_never_broken(server, seed):
+    """Catalogue C23: so hot that most tokens are single bytes; the stream says what the whole answer says."""
+    body = dict(prompt=PROMPT, max_tokens=60, temperature=50, seed=seed, logprobs=0, ignore_eos=True)
+    choice = post(server, **body).json()["choices"][0]
+    streamed = [e["choices"][0]["text"] for e in lines(server, **body) if e]
+    assert "".join(streamed) == choice["text"] and len(choice["logprobs"]["tokens"]) == 60
 
 
 def test_an_empty_prompt_is_a_bos(server):

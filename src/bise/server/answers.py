@@ -139,6 +139,11 @@ class Answers:
             listening.cancel()
 
 
+def numbers(answers: Sequence[Answer]) -> int:
+    """How many logprobs there are to be shown."""
+    return sum((1 + len(t.top)) for a in answers if a.ask.alternatives is not None for t in (*a.scores, *a.tokens))
+
+
 def usage(answers: Sequence[Answer], n: int = 1) -> dict[str, Any]:
     """OpenAI's counts. n: answers to one prompt, which is counted once."""
     prompt = sum(len(a.ask.prompt) for a in answers[::n])

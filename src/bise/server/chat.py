@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from . import limits, models, replies
-from .answers import Answers, timings, usage
+from .answers import Answer, Answers, numbers, timings, usage
+from .aside import aside
 from .body import Route
 from .events import DONE, Events, event, unless_gone
 from .faults import Fault, refusals
@@ -146,7 +147,8 @@ async def chat(request: Request, body: ChatRequest) -> Response:
     pieces = [Pieces(desk.tokenizer, start=True) if body.logprobs else None for _ in asks]
     if body.stream:
         return Events(_stream(head | {"object": "chat.completion.chunk"}, body, answers, heard, pieces))
-    return JSONResponse(await unless_gone(request.receive, _whole(head, answers, heard, pieces)))
+    await unless_gone(request.receive, _listen(answers, heard))
+    return JSONResponse(await aside(numbers(answers.all), _whole, head, answers.all, heard, pieces))
 
 
 def _wish(desk: Desk, body: ChatRequest, who: Who) -> Wish:
@@ -161,14 +163,17 @@ def _wish(desk: Desk, body: ChatRequest, who: Who) -> Wish:
     )  # fmt: skip
 
 
-async def _whole(
-    head: dict[str, Any], answers: Answers, heard: Sequence[Reply], pieces: Sequence[Pieces | None]
-) -> dict[str, Any]:
+async def _listen(answers: Answers, heard: Sequence[Reply]) -> None:
     async with aclosing(answers.each()) as each:
         async for i, news in each:
             heard[i].hear(news)
+
+
+def _whole(
+    head: dict[str, Any], answers: Sequence[Answer], heard: Sequence[Reply], pieces: Sequence[Pieces | None]
+) -> dict[str, Any]:
     choices = [_choice(i, reply, shown) for i, (reply, shown) in enumerate(zip(heard, pieces, strict=True))]
-    return head | {"choices": choices, "usage": usage(answers.all, len(heard)), "timings": timings(answers.all)}
+    return head | {"choices": choices, "usage": usage(answers, len(heard)), "timings": timings(answers)}
 
 
 def _choice(i: int, reply: Reply, pieces: Pieces | None) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import anyio
 from fastapi import APIRouter
 from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from . import limits, models, replies
-from .answers import Answer, Answers, timings, usage
+from .answers import Answer, Answers, numbers, timings, usage
+from .aside import aside
 from .body import Route
 from .events import DONE, Events, event, unless_gone
 from .faults import Fault, refusals
@@ -117,7 +117,8 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     answers = Answers(desk, work.asks)
     if body.stream:
         return Events(_stream(work, answers))
-    return JSONResponse(_whole(work, await unless_gone(request.receive, answers.whole())))
+    heard = await unless_gone(request.receive, answers.whole())
+    return JSONResponse(await aside(numbers(heard), _whole, work, heard))
 
 
 async def _work(desk: Desk, body: CompletionRequest, who: replies.Who) -> Work:
@@ -125,11 +126,10 @@ async def _work(desk: Desk, body: CompletionRequest, who: replies.Who) -> Work:
         raise Fault(400, f"best_of is {body.best_of}, expected {body.choices}, which n is: all answers are given",
                     "best_of")  # fmt: skip
     given = prompts_of(body.prompt, desk.vocab_size, "prompt")
-    size = sum(len(p) for p in given if isinstance(p, str))
-    if size <= limits.INLINE:
-        prompts, echoes = _encoded(desk, body, given)
-    else:
-        prompts, echoes = await anyio.to_thread.run_sync(_encoded, desk, body, given)
+    for prompt in given:
+        if isinstance(prompt, str):
+            replies.check_length(desk, len(prompt))
+    prompts, echoes = await aside(sum(map(len, given)), _encoded, desk, body, given)
     sampling, most = body.sampling(desk), limits.COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     asks = [
         Ask(
@@ -185,12 +185,13 @@ def _whole(work: Work, answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def _reason(work: Work, answer: Answer) -> str:
-    ended = bool(answer.tokens) and answer.tokens[-1].id in work.desk.tokenizer.stop_ids and not work.body.ignore_eos
-    return "stop" if ended else answer.finish
+    """An end that was told as a token (see `_past_the_end`) is an end all the same."""
+    told = answer.ask.ignore_eos and not work.body.ignore_eos and bool(answer.tokens)
+    return "stop" if told and answer.tokens[-1].id in work.desk.tokenizer.stop_ids else answer.finish
 
 
 async def _stream(work: Work, answers: Answers) -> AsyncGenerator[bytes, None]:
-    """Chunks of all choices as they come. A prompt that is echoed comes whole, once it has been read."""
+    """Chunks of all choices as they come. A prompt that is echoed comes whole; its logprobs come as it is read."""
     options, pieces = work.body.options, [work.pieces() for _ in work.asks]
     echoes: list[str] = list(work.echoes)
     head = work.head | ({"usage": None} if options.include_usage else {})
@@ -200,12 +201,9 @@ async def _stream(work: Work, answers: Answers) -> AsyncGenerator[bytes, None]:
             answer.hear(news)
             if options.include_progress and not answer.tokens:
                 yield event(head | {"choices": [], "progress": {"index": i, **answer.progress}})
-            if answer.read < len(answer.ask.prompt) and not news.finish:
-                continue
             text, echoes[i] = echoes[i] + news.text, ""
-            tokens: list[Token] = news.tokens
-            if answer.scores and answer.ask.score is not None:
-                tokens, answer.scores = [*answer.scores, *tokens], []
+            tokens = [*news.scores, *news.tokens]
+            answer.scores.clear()  # they have been told
             if text or news.finish or (tokens and pieces[i]):
                 yield event(head | {"choices": [_chunk(work, i, text, tokens, pieces[i], answer)]})
     if options.include_usage:

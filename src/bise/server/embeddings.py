@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import base64
+import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import anyio
 import numpy as np
 from fastapi import APIRouter
 from pydantic import BaseModel, WithJsonSchema
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from . import limits, models, replies
-from .answers import Answers, usage
+from .answers import Answer, Answers, usage
+from .aside import aside
 from .body import Route, Strict
 from .completions import Prompt
 from .events import unless_gone
@@ -63,22 +65,31 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
     if body.dimensions is not None:
         raise Fault(400, f"dimensions is refused: a vector here has {desk.config.dim} numbers", "dimensions")
     given = prompts_of(body.input, desk.vocab_size, "input", limits.INPUTS)
+    for text in given:
+        if isinstance(text, str):
+            replies.check_length(desk, len(text))
 
     def encoded() -> list[list[int]]:
         return [desk.tokenizer.encode(g, bos=True) if isinstance(g, str) else g for g in given]
 
-    small = sum(len(g) for g in given if isinstance(g, str)) <= limits.INLINE
-    prompts = encoded() if small else await anyio.to_thread.run_sync(encoded)
+    prompts = await aside(sum(map(len, given)), encoded)
     who = replies.who(request, body.cache_salt)
     asks = [Ask(p, replies.room(desk, p, 0), embed=True, client=who.client, salt=who.salt) for p in prompts]
     answers = await unless_gone(request.receive, Answers(desk, asks).whole())
-    data = [
-        {"object": "embedding", "index": i, "embedding": written(a.embedding or [], body.encoding_format)}
-        for i, a in enumerate(answers)
-    ]
     read = usage(answers)["prompt_tokens"]
-    spent = {"prompt_tokens": read, "total_tokens": read}
-    return JSONResponse({"object": "list", "model": desk.name, "data": data, "usage": spent})
+    head = {"object": "list", "model": desk.name, "usage": {"prompt_tokens": read, "total_tokens": read}, "data": []}
+    content = await aside(len(answers) * desk.config.dim, _written, head, answers, body.encoding_format)
+    return Response(content, media_type="application/json")
+
+
+def _written(head: dict[str, Any], answers: Sequence[Answer], form: str | None) -> bytes:
+    """The whole as JSON, written vector by vector: one call for a quarter of a million numbers would hold up the loop,
+    in whatever thread it is made."""
+    vectors = (
+        json.dumps({"object": "embedding", "index": i, "embedding": written(a.embedding or [], form)})
+        for i, a in enumerate(answers)
+    )
+    return (json.dumps(head).removesuffix("]}") + ",".join(vectors) + "]}").encode()
 
 
 def written(vector: list[float], form: str | None) -> list[float] | str:

@@ -37,7 +37,7 @@ INPUTS = 64  # texts of one embedding request
 
 # --- time
 PING = 5.0  # seconds of silence after which a stream says that it is alive
-INLINE = 4096  # characters that are tokenised at once; longer texts go to a thread
+INLINE = 4096  # characters that are tokenised, or numbers that are written, at once: more go to a thread
 
 # --- connections (connection.py, access.py)
 HEAD_BYTES = 32 << 10  # of a request: its first line and its headers

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import anyio
 from starlette.requests import Request
 
 from ..errors import ContextError, RequestError
 from ..tokenizer import Tokenizer
 from . import limits
 from .answers import Answer
+from .aside import LONG, aside
 from .wire import Ask, News
 
 if TYPE_CHECKING:
@@ -69,11 +69,10 @@ async def ask(desk: Desk, wish: Wish) -> Ask:
     chat = chat_format(desk)
     check_tools(wish.tools)
     tools = list(wish.tools) if wish.calls else None
-    if quick(wish.messages) and chat.version and tools is None:
-        prompt = chat.encode(wish.messages)
-    else:
-        prompt = await anyio.to_thread.run_sync(chat.encode, wish.messages, tools)
-    shape = await anyio.to_thread.run_sync(grammar_of, desk, wish) if wish.form or wish.calls else None
+    check_length(desk, sum(len(m["content"]) for m in wish.messages if isinstance(m.get("content"), str)))
+    size = LONG if tools or not chat.version else sum(len(str(m.get("content"))) for m in wish.messages)
+    prompt = await aside(size, chat.encode, wish.messages, tools)
+    shape = await aside(LONG, grammar_of, desk, wish) if wish.form or wish.calls else None
     return Ask(
         prompt, room(desk, prompt, wish.max_tokens), wish.sampling, [*wish.stop, *chat.stop], wish.ignore_eos,
         start=not _continued(wish), alternatives=wish.alternatives, grammar=shape,
@@ -168,9 +167,18 @@ def chat_format(desk: Desk) -> ChatFormat:
     return desk.chat_format
 
 
-def quick(messages: Sequence[dict[str, Any]]) -> bool:
-    """Few enough characters to be tokenised between two other things."""
-    return sum(len(str(m.get("content"))) for m in messages if isinstance(m, dict)) <= limits.INLINE
+def check_length(desk: Desk, characters: int) -> None:
+    """ContextError for texts that cannot fit however they are cut: nobody has to cut eight megabytes to know that."""
+    tokenizer = desk.tokenizer
+    least = 0 if tokenizer.vocab.squeeze_spaces else characters // _longest(tokenizer)
+    if least > desk.context:
+        raise ContextError(f"the prompt has more than {least:,} tokens, the context holds {desk.context:,}: shorten it")
+
+
+@lru_cache(maxsize=2)
+def _longest(tokenizer: Tokenizer) -> int:
+    """Bytes of the longest piece."""
+    return max(len(tokenizer.piece(i)) for i in range(tokenizer.vocab_size))
 
 
 def room(desk: Desk, prompt: Sequence[int], max_tokens: int | None) -> int:

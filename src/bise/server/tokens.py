@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import anyio
 from fastapi import APIRouter
 from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from . import limits, models, replies
+from .aside import LONG, aside
 from .body import Route, Strict
 from .chat import Bare, Message
 from .faults import Fault, refusals
@@ -88,11 +88,15 @@ async def tokenize(request: Request, body: TokenizeRequest) -> Response:
     given = [v for v in (body.prompt, body.content, body.messages) if v is not None]
     if len(given) != 1:
         raise Fault(400, f"{len(given)} of prompt, content and messages are given, expected one", "prompt")
-    ids = await anyio.to_thread.run_sync(_encoded, desk, body, given[0])
+    ids = await aside(_size(given[0]), _encoded, desk, body, given[0])
     answer: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": desk.context}
     if body.with_pieces:
         answer["pieces"] = [desk.tokenizer.name(i) for i in ids]
     return JSONResponse(answer)
+
+
+def _size(given: str | list[Any]) -> int:
+    return len(given) if isinstance(given, str) else LONG
 
 
 def _encoded(desk: Desk, body: TokenizeRequest, given: str | list[Any]) -> list[int]:
@@ -119,7 +123,7 @@ async def detokenize(request: Request, body: DetokenizeRequest) -> Response:
     ids: Any = prompts_of(body.tokens, desk.vocab_size, "tokens", most=1)[0] if body.tokens != [] else []
     if not isinstance(ids, list) or ids is not body.tokens:
         raise Fault(400, "tokens: expected a list of token ids", "tokens")
-    text = await anyio.to_thread.run_sync(desk.tokenizer.decode, ids)
+    text = await aside(len(ids), desk.tokenizer.decode, ids)
     return JSONResponse({"prompt": text, "content": text})
 
 
@@ -130,7 +134,7 @@ async def apply_template(request: Request, body: TemplateRequest) -> Response:
     """A conversation as the model's chat format writes it."""
     desk = request.app.state.desk
     models.check(desk, body.model)
-    ids = await anyio.to_thread.run_sync(_conversation, desk, body.messages, body.tools)
+    ids = await aside(LONG, _conversation, desk, body.messages, body.tools)
     tokenizer = desk.tokenizer
     text = "".join(
         tokenizer.name(i) if tokenizer.is_control(i) else tokenizer.piece(i).decode(errors="replace") for i in ids
