@@ -49,7 +49,6 @@ class Front:
             raise RequestError(
                 f"--host {told.host} can be reached from other machines: pass --key-file FILE, or set BISE_KEY"
             )
-        ports.fill_streams()
         self.most = ports.raise_files()
         self.socket = ports.listen(told.host, told.port)
         self.desk, plan = Desk.open(

@@ -65,9 +65,3 @@ def raise_files() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return min(MOST, (most - RESERVED) * 3 // 4)  # the rest: refused ones that are still listened to
 
-
-def fill_streams() -> None:
-    """Where stdin, stdout or stderr were closed, put /dev/null there: the next connection must not become stdout."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(fd)
