@@ -183,5 +183,10 @@ def streamed(server: Server, max_tokens: int = 900, prompt: str = "Once upon a t
 def post(path: str, body: Any, *headers: str) -> bytes:
     """The bytes of a request."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    lines = [f"POST {path} HTTP/1.1", "host: localhost", "content-type: application/json", f"content-length: {len(data)}"]
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "host: localhost",
+        "content-type: application/json",
+        f"content-length: {len(data)}",
+    ]
     return "\r\n".join([*lines, *headers, "", ""]).encode() + data

@@ -22,7 +22,9 @@ SHORT = {"model": "puff", "prompt": "Once upon a time", "max_tokens": 5, "temper
 def metrics(server: Server) -> dict[str, float]:
     """Every number by its name and labels."""
     lines = ask(server, "/metrics").body.decode().splitlines()
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+    return {
+        name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    }
 
 
 def test_health(server: Server) -> None:
@@ -143,7 +145,9 @@ def test_one_line_per_request(server: Server) -> None:
     (line,) = (line for line in server.lines() if line["id"] == id)
     assert line.keys() == {"time", "id", "method", "route", "status", "prompt", "said", "ms"}
     assert (line["method"], line["route"], line["status"], line["said"]) == ("POST", "/v1/completions", 200, 5)
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"]) and line["prompt"] > 3 and line["ms"] > 0
+    assert (
+        re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"]) and line["prompt"] > 3 and line["ms"] > 0
+    )
 
 
 def test_quiet(start: Callable[..., Server]) -> None:

@@ -25,7 +25,10 @@ def test_no_word_of_anybody_is_written_down(start: Callable[..., Server], tmp_pa
     asked = {"model": "puff", "prompt": f"Once {WORD} said", "max_tokens": 5}
     assert ask(server, "/v1/completions", asked, **key).status == 200
     messages = [{"role": "user", "content": f"Do you know {WORD}?"}]
-    assert ask(server, "/v1/chat/completions", {"model": "puff", "messages": messages, "max_tokens": 5}, **key).status == 200
+    assert (
+        ask(server, "/v1/chat/completions", {"model": "puff", "messages": messages, "max_tokens": 5}, **key).status
+        == 200
+    )
     refused = [
         ask(server, "/v1/completions", {**asked, "max_tokens": WORD}, **key),
         ask(server, "/v1/completions", {**asked, WORD: 1}, **key),
@@ -53,7 +56,9 @@ def test_no_word_of_anybody_is_written_down(start: Callable[..., Server], tmp_pa
     counted = ask(server, "/metrics", **key).body.decode()
     assert server.end() == 0
     for text in (server.log, counted):
-        assert len(text) > 500 and WORD not in text and KEY not in text and "127.0.0.1" not in text.replace(server.url, "")
+        assert (
+            len(text) > 500 and WORD not in text and KEY not in text and "127.0.0.1" not in text.replace(server.url, "")
+        )
         assert not re.search(r"[^\n -~]", text), "a control character"
 
 

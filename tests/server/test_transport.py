@@ -11,6 +11,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -66,7 +67,9 @@ def test_a_thousand_at_once(start: Callable[..., Server], path: str) -> None:
     refused = [(seconds, head) for status, seconds, head in found if status == 429]
     assert all(b"retry-after: " in head for _, head in refused)
     middle = statistics.median(seconds for seconds, _ in refused)
-    assert middle < 1, middle  # published as measured alone on a machine: docs/serving.md; here others compute beside it
+    assert middle < 1, (
+        middle
+    )  # published as measured alone on a machine: docs/serving.md; here others compute beside it
     until(lambda: idle(server))
     assert ask(server, path, {**body, "max_tokens": 3}).status == 200
 
@@ -76,7 +79,10 @@ def test_a_refusal_has_the_apis_shape(start: Callable[..., Server]) -> None:
     with streamed(server):
         found = ask(server, "/v1/completions", SHORT)
         assert found.status == 429 and int(found.headers["retry-after"]) >= 1
-        assert found.json["error"]["type"] == "rate_limit_error" and "1 requests are running" in found.json["error"]["message"]
+        assert (
+            found.json["error"]["type"] == "rate_limit_error"
+            and "1 requests are running" in found.json["error"]["message"]
+        )
         unread = ask(server, "/v1/completions", b"{" * 100_000, content_type="application/json")
         assert unread.status == 429, "a full server parses nothing"
         assert ask(server, "/v1/models").status == 200 and ask(server, "/health").status == 200
@@ -172,6 +178,14 @@ def test_the_same_port_twice(server: Server) -> None:
     assert second.log.startswith("bise: cannot listen on 127.0.0.1, port ") and second.log.count("\n") == 1
     second.close()
     assert ask(server, "/health").status == 200
+
+
+def test_the_same_folder_twice(start: Callable[..., Server], tmp_path: Path) -> None:
+    first = start("--data", str(tmp_path / "new" / "folder"))
+    second = start("--data", str(tmp_path / "new" / "folder"), ready=False)
+    assert second.process.wait(30) == 2 and "is served by another bise" in second.log
+    first.end(signal.SIGKILL)
+    until(lambda: start("--data", str(tmp_path / "new" / "folder")).url)
 
 
 def test_few_files(start: Callable[..., Server]) -> None:
