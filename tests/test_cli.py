@@ -456,12 +456,55 @@ def test_reading_ahead_changes_nothing_but_the_plan(cli: Cli) -> None:
         assert done.out == plain.out and ("; draft model: weights 5.6 MiB" in done.err) == bool(options)
 
 
+# --- serve
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ["--host", "0.0.0.0"],
+            "--host 0.0.0.0 can be reached from other machines: pass --key-file FILE, or set BISE_KEY",
+        ),
+        (["--host", "::"], "--host :: can be reached from other machines"),
+        (["--host", "no.such.name.invalid"], "neither an address nor a name"),
+        (["--port", "65536"], "--port is 65536, expected 0 to 65535"),
+        (["--port", "-1"], "--port is -1, expected 0 to 65535"),
+        (["--key-file", "gone"], "--key-file gone: No such file or directory"),
+        (["--key-file", "short"], "short, line 1: the key has 5 characters, expected 16 or more"),
+        (["gone.gguf"], "gone.gguf"),
+        (["--draft", "gone.gguf"], "gone.gguf"),
+        (["--name", "a b"], "--name is 'a b'"),
+        (["--slots", "0"], "--slots is 0, expected 1 to 256"),
+        (["--queue", "-1"], "--queue is -1"),
+        (["--drain", "nan"], "--drain is nan"),
+        (["--reuse", "-1"], "--reuse is -1"),
+        (["--reuse", "4000"], "pass a smaller --context, --slots or --reuse"),
+        (["--context", "0"], "context"),
+        (["--kv", "q4"], "kv"),
+        (["--data", "/proc/nothing"], "--data /proc/nothing"),
+    ],
+)
+@needs_puff
+def test_serve_refuses_before_anything_is_loaded(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BISE_KEY", raising=False)
+    (tmp_path / "short").write_text("short")
+    monkeypatch.setattr("bise.server.front.Front.run", lambda self: pytest.fail("it serves"))
+    data = [] if "--data" in arguments else ["--data", "data"]
+    done = cli("serve", "--port", "0", *data, *arguments)
+    assert done.code == 2 and done.out == "" and done.err.count("\n") == 1
+    assert done.err.startswith("bise: ") and message in done.err
+
+
 # --- the house
 
 
 def test_every_verb_has_a_page_with_examples(cli: Cli) -> None:
     verbs = re.findall(r"^│ ([a-z]+) ", cli("--help").out, re.M)
-    assert {"chat", "generate", "info", "models", "bench"} <= set(verbs)
+    assert {"chat", "generate", "serve", "info", "models", "bench"} <= set(verbs)
     for verb in verbs:
         page = cli(verb, "--help")
         assert page.code == 0 and "Examples" in page.out, verb
@@ -476,7 +519,8 @@ def test_help_loads_nothing_heavy() -> None:
     code = "import sys, bise.cli; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
     environment = {**os.environ, "PYTHONPATH": SOURCE}
     loaded = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    heavy = {"torch", "transformers", "huggingface_hub", "prompt_toolkit", "jinja2", "sentencepiece", "matplotlib"}
+    heavy = {"torch", "transformers", "huggingface_hub", "prompt_toolkit", "jinja2", "sentencepiece", "matplotlib",
+             "fastapi", "uvicorn", "prometheus_client"}  # fmt: skip
     assert not heavy & set(loaded.stdout.split())
 
 

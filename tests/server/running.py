@@ -26,7 +26,10 @@ class Server:
 
     model = "puff"
 
-    def __init__(self, *options: str, environment: dict[str, str] | None = None, before: str = "", ready: bool = True):
+    def __init__(
+        self, *options: str, environment: dict[str, str] | None = None, before: str = "", ready: bool = True,
+        stderr: int | None = None,
+    ) -> None:  # fmt: skip
         """before: shell commands that run in the process first (ulimit -n 64)."""
         self._folder = tempfile.TemporaryDirectory(prefix="bise-")
         self.data = Path(self._folder.name)
@@ -35,7 +38,7 @@ class Server:
         if before:
             command = ["sh", "-c", f'{before}\nexec "$@"', "sh", *command]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=self._stderr, stdin=subprocess.DEVNULL,
+            command, stdout=subprocess.PIPE, stderr=stderr or self._stderr, stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": SOURCE, **(environment or {})},
         )  # fmt: skip
         self.url, self.port = "", 0
@@ -167,7 +170,7 @@ def streamed(server: Server, max_tokens: int = 900, prompt: str = "Once upon a t
     body = {"model": "puff", "prompt": prompt, "max_tokens": max_tokens, "stream": True, "temperature": 0,
             "ignore_eos": True, **more}  # fmt: skip
     line = server.connect(30)
-    line.sendall(post("/v1/completions", body))
+    line.sendall(post("/v1/completions", body, "connection: close"))
     head = b""
     while b"\r\n\r\n" not in head:
         data = line.recv(1)
@@ -180,5 +183,10 @@ def streamed(server: Server, max_tokens: int = 900, prompt: str = "Once upon a t
 def post(path: str, body: Any, *headers: str) -> bytes:
     """The bytes of a request."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    lines = [f"POST {path} HTTP/1.1", "host: localhost", "content-type: application/json", f"content-length: {len(data)}"]
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "host: localhost",
+        "content-type: application/json",
+        f"content-length: {len(data)}",
+    ]
     return "\r\n".join([*lines, *headers, "", ""]).encode() + data

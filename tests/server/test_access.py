@@ -88,7 +88,9 @@ def test_its_own_page(server: Server) -> None:
 # --- kinds of bodies, paths
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "x" * 99])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "x" * 99]
+)
 def test_only_json(server: Server, kind: str) -> None:
     """What a form on a stranger's page can send without asking is no JSON."""
     assert ask(server, "/v1/completions", json.dumps(SHORT).encode(), content_type=kind).status == 415
@@ -99,7 +101,9 @@ def test_kinds_of_json(server: Server) -> None:
         assert ask(server, "/v1/completions", SHORT, content_type=kind).status == 200
     for kind in ("application/json; charset=utf-16", "application/jsonx"):
         assert ask(server, "/v1/completions", SHORT, content_type=kind).status == 415
-    packed = ask(server, "/v1/completions", b"\x1f\x8b" + bytes(99), content_type="application/json", content_encoding="gzip")
+    packed = ask(
+        server, "/v1/completions", b"\x1f\x8b" + bytes(99), content_type="application/json", content_encoding="gzip"
+    )
     assert packed.status == 415
 
 
@@ -151,7 +155,7 @@ def test_every_route_wants_a_key(locked: Server) -> None:
             assert found.status == 401, (method, path)
             assert found.headers["www-authenticate"] == "Bearer"
             if method == "GET":
-                    assert found.json["error"]["type"] == "authentication_error"
+                assert found.json["error"]["type"] == "authentication_error"
     assert ask(locked, "/health").status == 200
 
 
@@ -177,9 +181,13 @@ def test_who_guesses_waits_and_who_knows_does_not(locked: Server) -> None:
 def test_the_form(locked: Server) -> None:
     """A person with a browser: the form, a wrong key, the right one, the page; and no cookie is good without one."""
     form = ask(locked, "/", accept="text/html,*/*")
-    assert form.status == 401 and b'action="/login"' in form.body and form.headers["content-type"].startswith("text/html")
+    assert (
+        form.status == 401 and b'action="/login"' in form.body and form.headers["content-type"].startswith("text/html")
+    )
     policy = form.headers["content-security-policy"]
-    assert "default-src 'none'" in policy and "unsafe" not in policy and form.headers["referrer-policy"] == "same-origin"
+    assert (
+        "default-src 'none'" in policy and "unsafe" not in policy and form.headers["referrer-policy"] == "same-origin"
+    )
     sent = {"content_type": "application/x-www-form-urlencoded", "origin": f"http://127.0.0.1:{locked.port}"}
     wrong = ask(locked, "/login", b"key=%3Cscript%3E", **sent)
     assert wrong.status == 401 and b"<script" not in wrong.body and b"not a key" in wrong.body
@@ -218,7 +226,9 @@ def test_tenants_are_told_apart_and_say_nothing_of_their_keys() -> None:
     keys = Keys([ONE, TWO])
     one, two = keys.tenant(ONE.encode()), keys.tenant(TWO.encode())
     assert one and two and one.name != two.name and one.salt != two.salt
-    assert keys.tenant(b"") is None and keys.tenant(one.name.encode()) is None and keys.tenant(one.salt.encode()) is None
+    assert (
+        keys.tenant(b"") is None and keys.tenant(one.name.encode()) is None and keys.tenant(one.salt.encode()) is None
+    )
     cookie = Keys.cookie(ONE.encode())
     assert keys.visitor(cookie.encode()) == one and keys.tenant(cookie.encode()) is None
     assert Keys([ONE]).tenant(ONE.encode()) == one, "what lies in a tenant's folders is found again"

@@ -39,13 +39,14 @@ def bise(
 
 def main() -> None:
     """What the `bise` command calls. Exit codes: 0 done, 2 refused (one line says why), 130 stopped with Ctrl-C."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before we began: the next file must not be taken for it
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # None: closed before we began
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an odd locale must not end a story
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an odd locale must not end a story
     try:
         code = app(prog_name="bise", standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except BiseError as error:
         code = _refuse(str(error))
     except BrokenPipeError:  # whoever read us has seen enough

@@ -78,11 +78,12 @@ def serve(
     from ..server import serve as run
     from .terminal import Bar, listen, note
 
-    _check(name, slots, queue, reuse, drain)
+    _check(name, slots, queue, reuse, drain, loading.context)
     listen(quiet)
+    reused = None if reuse is None else int(reuse * (1 << 30))
     told = Serving(
-        model, loading.told(ahead), name, format, host, port, slots, queue, None if reuse is None else int(reuse * (1 << 30)),
-        key_file, allow_host or [], data, drain, quiet,
+        model, loading.told(ahead), name, format, host, port, slots, queue, reused, key_file, allow_host or [], data,
+        drain, quiet,
     )  # fmt: skip
     with Bar("loading", "bytes") as bar:
 
@@ -94,11 +95,14 @@ def serve(
         raise typer.Exit(run(told, say, note, bar))
 
 
-def _check(name: str | None, slots: int | None, queue: int, reuse: float | None, drain: float) -> None:
+def _check(
+    name: str | None, slots: int | None, queue: int, reuse: float | None, drain: float, context: int | None
+) -> None:
     if name is not None and not re.fullmatch(r"[\w./:@+-]{1,128}", name):
         raise RequestError(f"--name is {name!r:.60}, expected letters, digits and . / : @ + - _ only, at most 128")
     for option_name, value, least, most in (
         ("slots", slots, 1, 256), ("queue", queue, 0, 100_000), ("reuse", reuse, 0, 4096), ("drain", drain, 0, 86_400),
+        ("context", context, 1, 1 << 24),
     ):  # fmt: skip
         if value is not None and not least <= value <= most:
             raise RequestError(f"--{option_name} is {value:g}, expected {least} to {most:,}")

@@ -24,7 +24,7 @@ from .app import build
 from .connection import Connection
 from .desk import Desk
 from .health import Metrics
-from .journal import Journal
+from .journal import Journal, Notes
 from .keys import Keys, read_keys
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -49,12 +49,13 @@ class Front:
             raise RequestError(
                 f"--host {told.host} can be reached from other machines: pass --key-file FILE, or set BISE_KEY"
             )
-        ports.fill_streams()
         self.most = ports.raise_files()
-        self.socket = ports.listen(told.host, told.port)
         self.desk, plan = Desk.open(
             told.model, told.options, told.name, told.slots, told.queue, told.reuse, told.format
         )
+        self.data = told.data or data_folder()
+        self._claimed = ports.claim(self.data)
+        self.socket = ports.listen(told.host, told.port)
         note(plan.line)
         if warning:
             note(warning)
@@ -75,6 +76,7 @@ class Front:
             loop.add_signal_handler(number, self._signalled)
         metrics = Metrics(self.desk)
         self.journal = Journal(self.told.quiet, metrics.count)
+        logging.getLogger("bise").handlers = [Notes(self.journal)]
         loop.set_exception_handler(self._trouble)
         web = self._web(metrics)
         serving = loop.create_task(web.serve(sockets=[self.socket]))
@@ -102,7 +104,7 @@ class Front:
         return 0
 
     def _web(self, metrics: Metrics) -> uvicorn.Server:
-        app = build(self.desk, self.told.data or data_folder())
+        app = build(self.desk, self.data)
         app.state.metrics = metrics
         port = self.socket.getsockname()[1]
         self.access = Access(app, self.desk, self.keys, self.journal, self.local, self.told.hosts, f"bise_{port}")

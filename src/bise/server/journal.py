@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import threading
 import time
@@ -41,6 +42,17 @@ class Record:
 NOW: ContextVar[Record | None] = ContextVar("NOW", default=None)  # the record of the request that is being served
 
 
+class Notes(logging.Handler):
+    """What the library logs, as lines of the journal."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._journal.say(record.getMessage())
+
+
 class Journal:
     """One line of JSON per request on stderr, written by a thread: a reader that sleeps must not stop the server."""
 
@@ -73,7 +85,7 @@ class Journal:
 
     def say(self, line: str, id: str = "-") -> None:
         """What is no request: a worker that died."""
-        self._put(f'"id": "{id}", "error": {_quoted(line)}')
+        self._put(f'"id": "{id}", "note": {_quoted(line)}')
 
     def close(self) -> None:
         """Write what waits, for at most a second."""

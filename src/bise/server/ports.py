@@ -1,11 +1,13 @@
-"""What a server takes from the system: a port, and files enough for its connections."""
+"""What a server takes from the system: a port, files enough for its connections, and a folder."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import socket
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 from ..errors import RequestError
@@ -66,8 +68,18 @@ def raise_files() -> int:
     return min(MOST, (most - RESERVED) * 3 // 4)  # the rest: refused ones that are still listened to
 
 
-def fill_streams() -> None:
-    """Where stdin, stdout or stderr were closed, put /dev/null there: the next connection must not become stdout."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(fd)
+def claim(folder: Path) -> int:
+    """Make the folder, for its owner only, and keep others from serving it while the file that is returned is open: the
+    system lets go of it when the process ends, however that is."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0).lower()
+        raise RequestError(f"--data {folder}: {reason}: pass a folder that can be written to") from None
+    try:
+        fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(found)
+        raise RequestError(f"{folder} is served by another bise: pass another --data") from None
+    return found
