@@ -202,10 +202,22 @@ def test_refused(version, messages, match):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("version", ("v2", "v3"))
+def test_text_before_calls(version):
+    """Two messages or one: the ids that a model writes which says something before it calls."""
+    chat, called = form(version), calls((ID, "now", "{}"))
+    prompt, spoken = chat.encode([user("a")]), chat.encode([user("a"), assistant("Let me see.")])
+    alone = chat.encode([user("a"), called])[len(prompt) :]
+    for messages in ([{**called, "content": "Let me see."}], [assistant("Let me see."), called]):
+        ids = chat.encode([user("a"), *messages])
+        assert ids == [*spoken[:-1], *alone]
+        text, found = chat.parse_calls(ids[len(prompt) : -1])
+        assert text == "Let me see." and [c["function"]["name"] for c in found] == ["now"]
+
+
 @pytest.mark.parametrize(
     ("messages", "tools", "match"),
     [
-        ([user("a"), {**calls((ID, "now", "{}")), "content": "b"}], None, "not both"),
         ([user("a"), calls((ID, "two words", "{}"))], None, "function name 'two words'"),
         ([user("a"), {"role": "assistant", "tool_calls": [7]}], None, "tool_calls holds '7'"),
         (

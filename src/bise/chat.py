@@ -195,7 +195,7 @@ def _open_end(text: str, answer: str) -> str:
 def _message(turn: Turn, mark: _Mark) -> dict[str, Any]:
     message: dict[str, Any] = {"role": turn.role, "content": mark.text(turn.content)}
     if turn.calls:
-        message["content"] = None
+        message["content"] = message["content"] or None
         message["tool_calls"] = [
             {"id": mark.text(c["id"] or ""), "type": "function",
              "function": {"name": c["name"], "arguments": mark.into(c["arguments"])}} for c in turn.calls

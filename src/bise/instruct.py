@@ -74,8 +74,6 @@ def _turn(i: int, message: Mapping[str, Any]) -> Turn:
         raise RequestError(f"message {i}: prefix is for assistant messages, the role is {role}")
     if role == "assistant":
         turn.calls = [_call(i, c) for c in message.get("tool_calls") or []]
-        if turn.calls and turn.content:
-            raise TemplateError(f"message {i}: an assistant message has content or tool_calls, not both")
         if not turn.calls and not turn.content:
             raise TemplateError(f"message {i}: an assistant message needs content or tool_calls")
     if role == "tool":
@@ -191,13 +189,13 @@ def _user(version: int, turn: Turn, tokenizer: Tokenizer) -> list[int]:
 
 
 def _assistant(version: int, turn: Turn, tokenizer: Tokenizer) -> list[int]:
-    if turn.calls and turn.content:
-        raise TemplateError("an assistant turn has content or tool_calls, not both: put a tool or user message between")
+    """Text, then calls. (mistral-common refuses to write both; the models do write both, and read what they wrote.)"""
+    ids = []
+    if turn.content or not turn.calls:
+        ids = tokenizer.encode(turn.content if version == 1 else turn.content.rstrip(" "))
     if turn.calls:
         calls = [_call_json(version, c) for c in turn.calls]
-        ids = [_control("[TOOL_CALLS]", tokenizer), *tokenizer.encode(_dumps(calls))]
-    else:
-        ids = tokenizer.encode(turn.content if version == 1 else turn.content.rstrip(" "))
+        ids += [_control("[TOOL_CALLS]", tokenizer), *tokenizer.encode(_dumps(calls))]
     return ids if turn.prefix or tokenizer.eos is None else [*ids, tokenizer.eos]
 
 

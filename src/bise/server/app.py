@@ -9,20 +9,35 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from . import chat, completions, conversations, embeddings, faults, health, models, page, sessions, tokens
+from . import (
+    chat,
+    completions,
+    conversations,
+    embeddings,
+    faults,
+    health,
+    messages,
+    models,
+    page,
+    responses,
+    sessions,
+    tokens,
+)  # fmt: skip
+from .kept import Responses
 from .store import Store
 
 if TYPE_CHECKING:
     from .desk import Desk
 
-ROUTERS = [models.router, completions.router, chat.router, embeddings.router, tokens.router,
-           sessions.router, conversations.router, health.router]  # fmt: skip
+ROUTERS = [models.router, completions.router, chat.router, responses.router, messages.router,
+           embeddings.router, tokens.router, sessions.router, conversations.router, health.router]  # fmt: skip
 
 
 def build(desk: Desk, data: Path) -> FastAPI:
     """The application that serves what `desk` has and keeps files under `data`. Routes find both in `app.state`."""
     app = FastAPI(title="bise", version=version("bise"), docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.desk, app.state.data, app.state.store = desk, data, Store(data / "conversations")
+    app.state.responses = Responses()
     for router in [*ROUTERS, page.routes()]:
         app.include_router(router)
     faults.install(app)

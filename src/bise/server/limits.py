@@ -54,3 +54,8 @@ SLOWED = 256  # clients with wrong keys that are kept waiting at once
 # --- on disk, for each tenant
 SESSIONS = 256  # saved sessions
 SESSION_BYTES = 32 << 30  # of all of them, before another one is written
+
+# --- responses that are kept in memory (kept.py)
+RESPONSES = 256  # of each tenant
+RESPONSE_BYTES = 16 << 20  # of each tenant: characters of JSON
+ALL_RESPONSE_BYTES = 64 << 20  # of all
