@@ -17,7 +17,8 @@ GIVEN = {"model": "puff", "input": ASKED, "temperature": 0}
 
 @pytest.fixture(scope="module")
 def client(server):
-    return openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -182,15 +183,15 @@ def test_one_tenant_cannot_see_anothers(start, tmp_path):
     keys.write_text("a" * 32 + "\n" + "b" * 32 + "\n")
     keys.chmod(0o600)
     server = start("--key-file", str(keys))
-    ann, bob = (openai.OpenAI(base_url=server.url + "/v1", api_key=k * 32, max_retries=0) for k in "ab")
-    hers = ann.responses.create(**GIVEN, max_output_tokens=2)
-    assert ann.responses.retrieve(hers.id).id == hers.id
-    with pytest.raises(openai.NotFoundError):
-        bob.responses.retrieve(hers.id)
-    with pytest.raises(openai.NotFoundError):
-        bob.responses.delete(hers.id)
-    with pytest.raises(openai.BadRequestError):
-        bob.responses.create(**GIVEN, previous_response_id=hers.id)
+    clients = (openai.OpenAI(base_url=server.url + "/v1", api_key=k * 32, max_retries=0) for k in "ab")
+    with next(clients) as ann, next(clients) as bob:
+        hers = ann.responses.create(**GIVEN, max_output_tokens=2)
+        assert ann.responses.retrieve(hers.id).id == hers.id
+        for refused in (lambda: bob.responses.retrieve(hers.id), lambda: bob.responses.delete(hers.id)):
+            with pytest.raises(openai.NotFoundError):
+                refused()
+        with pytest.raises(openai.BadRequestError):
+            bob.responses.create(**GIVEN, previous_response_id=hers.id)
 
 
 def test_calls_side_by_side_are_one_message():

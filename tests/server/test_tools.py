@@ -26,7 +26,7 @@ SEEDS = range(5)
 @pytest.fixture(scope="module")
 def v3(tmp_path_factory) -> Iterator[Server]:
     """A random model with Mistral's format v3."""
-    config = tiny_config(vocab_size=320, context=2048)
+    config = tiny_config(vocab_size=320, context=8192)
     folder: Path = tmp_path_factory.mktemp("v3")
     path = write_tiny_gguf(folder / "tiny.gguf", config, tiny_weights(config, 3), **tiny_v3_vocabulary(320))
     server = Server(str(path), "--slots", "4")
@@ -35,13 +35,15 @@ def v3(tmp_path_factory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def client(v3) -> openai.OpenAI:
-    return openai.OpenAI(base_url=v3.url + "/v1", api_key="none", max_retries=0)
+def client(v3):
+    with openai.OpenAI(base_url=v3.url + "/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
-def claude(v3) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=v3.url, api_key="none", max_retries=0)
+def claude(v3):
+    with anthropic.Anthropic(base_url=v3.url, api_key="none", max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def check(name: str, arguments: object) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_chat(client, model, seed):
-    given = dict(model=model, messages=ASKED, tools=CHAT, seed=seed, max_tokens=1900)
+    given = dict(model=model, messages=ASKED, tools=CHAT, seed=seed, max_tokens=4000)
     answer = client.chat.completions.create(**given, tool_choice="required").choices[0]
     assert answer.finish_reason == "tool_calls" and answer.message.content is None and answer.message.tool_calls
     for call in answer.message.tool_calls:
@@ -74,19 +76,19 @@ def test_chat(client, model, seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_responses(client, model, seed):
     given = dict(model=model, input="hi", tools=RESPONSES, tool_choice="required", extra_body={"seed": seed})
-    answer = client.responses.create(**given, max_output_tokens=1900)
+    answer = client.responses.create(**given, max_output_tokens=4000)
     assert answer.status == "completed" and answer.output and answer.output_text == ""
     for item in answer.output:
         assert item.type == "function_call" and item.status == "completed"
         check(item.name, json.loads(item.arguments))
-    events = list(client.responses.create(**given, max_output_tokens=1900, stream=True))
+    events = list(client.responses.create(**given, max_output_tokens=4000, stream=True))
     kinds = [e.type.removeprefix("response.") for e in events]
     each = ["output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done"]
     assert kinds == ["created", "in_progress", *each * len(answer.output), "completed"]
     assert [(i.call_id, i.arguments) for i in events[-1].response.output] == [
         (i.call_id, i.arguments) for i in answer.output
     ]
-    with client.responses.stream(**given, max_output_tokens=1900) as stream:
+    with client.responses.stream(**given, max_output_tokens=4000) as stream:
         assert [i.arguments for i in stream.get_final_response().output] == [i.arguments for i in answer.output]
     results = [{"type": "function_call_output", "call_id": i.call_id, "output": "7"} for i in answer.output]
     for more in ({"previous_response_id": answer.id, "input": results}, {"input": [*ASKED, *answer.output, *results]}):
@@ -100,7 +102,7 @@ def test_responses(client, model, seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_messages(claude, model, seed):
-    given = dict(model=model, messages=ASKED, tools=ANTHROPIC, max_tokens=1900, extra_body={"seed": seed})
+    given = dict(model=model, messages=ASKED, tools=ANTHROPIC, max_tokens=4000, extra_body={"seed": seed})
     answer = claude.messages.create(**given, tool_choice={"type": "any"})
     assert answer.stop_reason == "tool_use" and answer.content
     for block in answer.content:
