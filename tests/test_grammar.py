@@ -19,7 +19,7 @@ from bise.ops import load_ops
 from bise.sampler import Sampler, Sampling
 from bise.tokenizer import Tokenizer
 from bise.weights import Weights
-from tiny import tiny_config, tiny_vocabulary, tiny_weights, write_tiny_gguf
+from tiny import tiny_config, tiny_v3_vocabulary, tiny_weights, write_tiny_gguf
 from walks import fits, mistral, puff, ready
 
 # --- regexes and grammars
@@ -206,29 +206,11 @@ TOOLS = [
 ]  # fmt: skip
 
 
-def v3_keys(size: int) -> dict[str, Any]:
-    """A small vocabulary with the control tokens of Mistral's format v3."""
-    keys = tiny_vocabulary(size)
-    for at, name in enumerate(
-        (
-            "[INST]",
-            "[/INST]",
-            "[TOOL_CALLS]",
-            "[AVAILABLE_TOOLS]",
-            "[/AVAILABLE_TOOLS]",
-            "[TOOL_RESULTS]",
-            "[/TOOL_RESULTS]",
-        )
-    ):
-        keys["tokenizer.ggml.tokens"][size - 1 - at], keys["tokenizer.ggml.token_type"][size - 1 - at] = name, 3
-    return keys
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_a_random_model_calls_tools_as_it_must(tmp_path: Path, seed: int) -> None:
     """A model that knows nothing, forced to call: what comes parses, and its arguments validate."""
     config = tiny_config(vocab_size=320, context=1024)
-    path = write_tiny_gguf(tmp_path / "m.gguf", config, tiny_weights(config, seed), **v3_keys(320))
+    path = write_tiny_gguf(tmp_path / "m.gguf", config, tiny_weights(config, seed), **tiny_v3_vocabulary(320))
     weights = Weights.open(path)
     tokenizer = Tokenizer.of(weights)
     assert tokenizer

@@ -54,6 +54,17 @@ def tiny_vocabulary(size: int) -> dict[str, Any]:
     }
 
 
+def tiny_v3_vocabulary(size: int) -> dict[str, Any]:
+    """The same with the control pieces of Mistral's format v3 in place of the last fillers."""
+    keys = tiny_vocabulary(size)
+    for at, name in enumerate(
+        ("INST", "/INST", "TOOL_CALLS", "AVAILABLE_TOOLS", "/AVAILABLE_TOOLS", "TOOL_RESULTS", "/TOOL_RESULTS")
+    ):
+        keys["tokenizer.ggml.tokens"][size - 1 - at] = f"[{name}]"
+        keys["tokenizer.ggml.token_type"][size - 1 - at] = 3
+    return keys
+
+
 def tiny_keys(config: Config, vocabulary: bool | None = None) -> dict[str, Any]:
     """GGUF keys of a llama-architecture file; with a vocabulary where there is room for its 259 fixed pieces."""
     c = config

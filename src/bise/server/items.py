@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from . import limits
 from .faults import Fault
 from .replies import Reply
 
@@ -18,6 +19,8 @@ def messages_of(items: str | Sequence[Any]) -> list[Message]:
     """What `input` may be -> messages. Fault 400 names the item that cannot be read."""
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
+    if not 1 <= len(items) <= limits.MESSAGES:
+        raise Fault(400, f"input has {len(items):,} items, expected 1 to {limits.MESSAGES:,}", "input")
     messages: list[Message] = []
     for i, item in enumerate(items):
         at = f"input[{i}]"

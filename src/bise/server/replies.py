@@ -66,6 +66,8 @@ def who(request: Request, salt: str | None) -> Who:
 
 async def ask(desk: Desk, wish: Wish) -> Ask:
     """Tokenised and checked. RequestError, TemplateError, ContextError: what is wrong with the wish."""
+    if not wish.tools and wish.tool_choice not in ("auto", "none"):
+        raise RequestError("tool_choice demands a call, and no tool is given")
     chat = chat_format(desk)
     check_tools(wish.tools)
     tools = list(wish.tools) if wish.calls else None

@@ -36,9 +36,7 @@ LOGPROBS = "message.output_text.logprobs"
 
 
 class ResponsesRequest(Settings):
-    input: str | Annotated[list[Any], Field(min_length=1, max_length=limits.MESSAGES)] = Field(
-        description="A text, or items: messages, function_call, function_call_output."
-    )
+    input: str | list[Any] = Field(description="A text, or items: messages, function_call, function_call_output.")
     instructions: str | None = Field(None, description="A system prompt, for this response only.")
     previous_response_id: Id | None = Field(None, description="Go on from this response, if it is still kept.")
     max_output_tokens: Annotated[int, Field(ge=1, le=limits.MAX_TOKENS)] | None = Field(
