@@ -144,7 +144,7 @@ async def chat(request: Request, body: ChatRequest) -> Response:
         "id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time()),
         "model": desk.name, "system_fingerprint": f"bise-{desk.fingerprint[:12]}",
     }  # fmt: skip
-    pieces = [Pieces(desk.tokenizer, start=True) if body.logprobs else None for _ in asks]
+    pieces = [Pieces(desk.tokenizer, start=first.start) if body.logprobs else None for _ in asks]
     if body.stream:
         return Events(_stream(head | {"object": "chat.completion.chunk"}, body, answers, heard, pieces))
     await unless_gone(request.receive, _listen(answers, heard))

@@ -146,8 +146,9 @@ export class Answer {
     const fresh = (message.tokens?.length ?? 0) - this.begin;
     if (!usage && !fresh) return;
     const spoken = (this.last - this.first) / 1000;
+    const read = usage?.prompt_tokens ?? this.progress?.total; // a stopped answer may know neither
     message.usage = {
-      prompt: (usage?.prompt_tokens ?? this.progress?.total ?? 0) - this.begin, // a prefix is part of the answer
+      prompt: read ? Math.max(0, read - this.begin) : message.usage?.prompt ?? 0, // a prefix is part of the answer
       completion: this.begin + (usage?.completion_tokens ?? fresh),
       reused: usage?.prompt_tokens_details?.cached_tokens ?? this.progress?.reused ?? 0,
       first: round(timings ? timings.queue_seconds + timings.prefill_seconds : (this.first - this.asked) / 1000),

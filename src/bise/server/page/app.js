@@ -39,7 +39,7 @@ class Page {
 
   async start() {
     addEventListener('hashchange', () => this.arrive());
-    addEventListener('beforeunload', (event) => { if (this.speaking) event.preventDefault(); });
+    addEventListener('beforeunload', (event) => { if (this.speaking || library.saving()) event.preventDefault(); });
     await this.meet();
     this.shelf.refresh();
     await this.arrive();
@@ -75,7 +75,7 @@ class Page {
     const id = location.hash.slice(1);
     if (id && id === this.tree.id) return;
     try {
-      this.tree = id ? this.trees.get(id) ?? await library.open(id) : new Tree({ settings: defaults() });
+      this.tree = id ? this.trees.get(id) ?? await library.load(id) : new Tree({ settings: defaults() });
     } catch (error) {
       notice(error.message);
       this.tree = new Tree({ settings: defaults() });

@@ -7,18 +7,23 @@ const ROOT = '/api/conversations';
 
 export const list = async (words = '') =>
   (await ask('GET', words ? `${ROOT}?search=${encodeURIComponent(words)}` : ROOT)).conversations;
-export const open = async (id) => new Tree(await ask('GET', `${ROOT}/${id}`));
+export const load = async (id) => new Tree(await ask('GET', `${ROOT}/${id}`));
 export const remove = (id) => ask('DELETE', `${ROOT}/${id}`);
 export const rename = (id, title) => ask('PATCH', `${ROOT}/${id}`, { title });
 export const exported = (id) => ask('GET', id ? `${ROOT}/${id}/export` : `${ROOT}/export`);
 export const imported = async (file) => (await ask('POST', `${ROOT}/import`, file)).imported;
 
-const waiting = new Map(); // tree -> the save that is under way, or the next one
+const last = new WeakMap(); // tree -> its save that is under way, or waits
+let open = 0;
 
-/** Save soon and in order; resolves when the tree as it was at this call is on the disk. */
+/** Whether something is not on the server's disk yet. */
+export const saving = () => open > 0;
+
+/** Save in order; resolves when the tree, as it was at this call or later, is on the disk. */
 export function save(tree) {
-  const next = (waiting.get(tree) ?? Promise.resolve()).then(() => attempt(tree));
-  waiting.set(tree, next);
+  open += 1;
+  const next = (last.get(tree) ?? Promise.resolve()).then(() => attempt(tree)).finally(() => { open -= 1; });
+  last.set(tree, next);
   return next;
 }
 

@@ -77,9 +77,8 @@ function kindOf(lines, at) {
 /** Where each kind of block that begins at `at` ends. */
 const ends = {
   fence(lines, at) {
-    const close = new RegExp(`^ {0,3}${lines[at].match(FENCE)[1][0]}{${lines[at].match(FENCE)[1].length},}\\s*$`);
-    const end = lines.findIndex((line, i) => i > at && close.test(line));
-    return end < 0 ? lines.length : end + 1;
+    const close = closing(lines[at].match(FENCE)[1]);
+    return Math.min(until(lines, at + 1, (line) => close.test(line)) + 1, lines.length);
   },
   heading: (_, at) => at + 1,
   rule: (_, at) => at + 1,
@@ -101,11 +100,13 @@ const ends = {
   },
 };
 
+const closing = (marks) => new RegExp(`^ {0,3}${marks[0]}{${marks.length},}\\s*$`);
 const sameMarker = (line) => line.match(ITEM)[2].replace(/\d+/, '1');
 
 function until(lines, from, stop) {
-  const end = lines.findIndex((line, i) => i >= from && stop(line, i));
-  return end < 0 ? lines.length : end;
+  let end = from;
+  while (end < lines.length && !stop(lines[end], end)) end += 1;
+  return end;
 }
 
 function interrupts(lines, at) {
@@ -129,7 +130,7 @@ const drawings = {
   },
   fence(lines) {
     const [, marks, info] = lines[0].match(FENCE);
-    const closed = lines.length > 1 && new RegExp(`^ {0,3}${marks[0]}{${marks.length},}\\s*$`).test(lines.at(-1));
+    const closed = lines.length > 1 && closing(marks).test(lines.at(-1));
     return codeBlock(lines.slice(1, closed ? -1 : undefined).join('\n'), info.trim().split(/\s/)[0].slice(0, 30));
   },
   quote(lines, depth) {
