@@ -67,13 +67,16 @@ def _turn(i: int, message: Mapping[str, Any]) -> Turn:
         raise RequestError(f"message {i} is {type(message).__name__}, expected an object with role and content")
     role = message.get("role")
     role = "system" if role == "developer" else role
-    if role not in _AFTER:
+    if not isinstance(role, str) or role not in _AFTER:
         raise RequestError(f"message {i}: role is {role!r:.40}, expected system, user, assistant or tool")
     turn = Turn(role, _content(i, message.get("content"), role), prefix=bool(message.get("prefix")))
     if turn.prefix and role != "assistant":
         raise RequestError(f"message {i}: prefix is for assistant messages, the role is {role}")
     if role == "assistant":
-        turn.calls = [_call(i, c) for c in message.get("tool_calls") or []]
+        calls = message.get("tool_calls") or []
+        if not isinstance(calls, list | tuple):
+            raise RequestError(f"message {i}: tool_calls is {type(calls).__name__}, expected a list")
+        turn.calls = [_call(i, c) for c in calls]
         if not turn.calls and not turn.content:
             raise TemplateError(f"message {i}: an assistant message needs content or tool_calls")
     if role == "tool":
