@@ -56,6 +56,11 @@ class Server:
         self.url, self.port = found[2], int(found[3])
 
     @property
+    def begun(self) -> bool:
+        """Whether it has taken its folder: what comes next is the load."""
+        return (Path(self._folder.name) / "lock").exists()
+
+    @property
     def log(self) -> str:
         return (Path(self._folder.name) / "stderr").read_text()
 
@@ -70,6 +75,11 @@ class Server:
     def files(self) -> int:
         """How many files it has open."""
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def cpu(self) -> float:
+        """Seconds of processor time that its front has taken."""
+        words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
     def end(self, number: int = signal.SIGTERM, seconds: float = 40) -> int:
         """Send a signal and wait; its exit code."""

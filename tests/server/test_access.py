@@ -201,7 +201,7 @@ def test_the_form(locked: Server) -> None:
     assert ask(locked, "/v1/models", cookie=cookie[:-1] + "z").status == 401
     assert ask(locked, "/v1/models", cookie=cookie, authorization="Bearer wrong").status == 401
     assert ask(locked, "/v1/models", cookie=cookie, origin="https://evil.com").status == 403
-    for body in (b"", b"key=", b"key", b"\xff=\xff", b"&" * 9999, b"key=" + b"a" * 100_000):
+    for body in (b"", b"\xff=\xff", b"&" * 9999 + b"key=" + b"a" * 100_000):
         assert ask(locked, "/login", body, **sent).status in (401, 415)
     assert ask(locked, "/login", {"key": ONE}).status == 415
     foreign = {**sent, "origin": "https://evil.com"}

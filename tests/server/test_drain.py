@@ -9,13 +9,13 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from server.running import Server, alive, ask, drained, streamed, until
 
 SHORT = {"model": "puff", "prompt": "Once", "max_tokens": 3}
-HUGE = 50_000  # characters of prompt
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -75,10 +75,11 @@ def test_an_idle_server_ends_at_once(start: Callable[..., Server]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-@pytest.mark.parametrize("seconds", [0.3, 0.9, 1.4])
+@pytest.mark.parametrize("seconds", [0.0, pytest.param(0.2, marks=pytest.mark.slow), 0.4])
 def test_signals_before_it_is_ready(start: Callable[..., Server], number: int, seconds: float) -> None:
     """Also while the model loads: it ends soon, says nothing odd, and leaves no process."""
     server = start(ready=False)
+    until(lambda: server.begun)
     time.sleep(seconds)
     workers = server.children()
     assert server.end(number, 10) in (0, 130, -number)
@@ -140,3 +141,26 @@ def test_whoever_reads_slowly_stops_nothing(start: Callable[..., Server]) -> Non
     finally:
         os.close(read)
         os.close(write)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_clients_of_a_server_that_is_started_again(start: Callable[..., Server], number: int) -> None:
+    """Thirty-two streams: each sees its end or an error within a second, and a client that tries again succeeds."""
+    openai = pytest.importorskip("openai", reason="openai is not installed: pip install openai")
+    server = start("--drain", "0")
+    lines = [streamed(server) for _ in range(32)]
+    server.process.send_signal(number)
+    began = time.monotonic()
+    for line in lines:
+        line.settimeout(5)
+        with contextlib.suppress(ConnectionError):
+            assert b"[DONE]" not in drained(line)
+        line.close()
+    assert time.monotonic() - began < 2
+    server.process.wait(10)
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=8)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.completions.create, **SHORT)
+        start("--port", str(server.port))
+        assert asked.result(30).choices[0].text
+    client.close()

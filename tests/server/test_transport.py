@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -54,22 +53,20 @@ async def crowd(port: int, request: bytes, many: int) -> list[tuple[int | str, f
     return await asyncio.gather(*tasks)
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", pytest.param("/v1/completions", marks=pytest.mark.slow)])
 def test_a_thousand_at_once(start: Callable[..., Server], path: str) -> None:
-    """As many as may are served; the rest are told when to come back, quickly, and nobody is reset."""
-    server = start("--slots", "2", "--queue", "30")
+    """As many as may are served; the rest are told when to come back, and nobody is reset. What a refusal costs is
+    counted in processor time: others may compute beside this test."""
+    server = start("--slots", "2", "--queue", "30", "--quiet")
     messages = [{"role": "user", "content": "Tell me a story."}]
     asked = {"messages": messages} if "chat" in path else {"prompt": "Once upon a time"}
-    body = {"model": "puff", **asked, "max_tokens": 300, "ignore_eos": True}
+    body = {"model": "puff", **asked, "max_tokens": 200, "ignore_eos": True}
+    before = server.cpu()
     found = asyncio.run(asyncio.wait_for(crowd(server.port, post(path, body), 1000), 120))
+    assert server.cpu() - before < 3, "connections, 968 refusals, and 32 answers of 200 tokens"
     counts = Counter(status for status, _, _ in found)
     assert counts.keys() == {200, 429} and counts[200] >= 32
-    refused = [(seconds, head) for status, seconds, head in found if status == 429]
-    assert all(b"retry-after: " in head for _, head in refused)
-    middle = statistics.median(seconds for seconds, _ in refused)
-    assert middle < 1, (
-        middle
-    )  # published as measured alone on a machine: docs/serving.md; here others compute beside it
+    assert all(b"retry-after: " in head for status, _, head in found if status == 429)
     until(lambda: idle(server))
     assert ask(server, path, {**body, "max_tokens": 3}).status == 200
 

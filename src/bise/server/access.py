@@ -124,7 +124,7 @@ class Access:
             if request.sends:
                 _check_kind(request)
                 parts: list[bytes] = []
-                async for part in request.body():
+                while part := await request.part():
                     held += len(part)
                     self._hold(len(part))
                     parts.append(part)
@@ -205,7 +205,7 @@ class Access:
         if not request.one(b"content-type").lower().startswith(b"application/x-www-form-urlencoded"):
             raise Fault(415, "the log-in form sends application/x-www-form-urlencoded")
         data = b""
-        async for part in request.body():
+        while part := await request.part():
             data = (data + part)[: login.LONGEST]
         key = login.key_of(data)
         if self.keys.tenant(key):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from .keys import neighbourhood
@@ -45,19 +45,20 @@ class Incoming:
         pairs = (part.strip().partition(b"=") for value in self.all(b"cookie") for part in value.split(b";"))
         return [value for known, _, value in pairs if known == name]
 
-    async def body(self) -> AsyncIterator[bytes]:
-        """What is still to come of it, in parts. Gone where it ends too soon."""
+    async def part(self) -> bytes:
+        """The next part of its body, b"" at the end. Gone where it ends too soon."""
         while not self._ended:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise Gone
             self._ended = not message.get("more_body")
             if message["body"]:
-                yield message["body"]
+                return bytes(message["body"])
+        return b""
 
     async def discard(self) -> None:
         """Read on to its end: a connection that is closed with bytes unread is reset, and the answer is lost."""
-        async for _ in self.body():
+        while await self.part():
             pass
 
     def replayed(self, body: bytes) -> Receive:
