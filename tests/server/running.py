@@ -131,7 +131,7 @@ def alive(process: int) -> bool:
         return False
 
 
-def until(true: Any, seconds: float = 10) -> None:
+def until(true: Any, seconds: float = 60) -> None:
     """Wait until true() is."""
     end = time.monotonic() + seconds
     while not true():

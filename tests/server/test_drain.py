@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from server.running import Server, alive, ask, drained, streamed, until
+from server.running import Server, alive, ask, drained, post, streamed, until
 
 SHORT = {"model": "puff", "prompt": "Once", "max_tokens": 3}
 
@@ -23,17 +23,20 @@ def test_a_signal_lets_the_running_finish(start: Callable[..., Server], number: 
     """New requests are told to come back; running ones end as they would have; exit code 0, and nothing is left."""
     server = start()
     (worker,) = server.children()
-    line = streamed(server)
+    line, slow = streamed(server), server.connect()
+    asked = post("/v1/completions", SHORT, "connection: close")
+    slow.sendall(asked[:-5])
     server.process.send_signal(number)
     until(lambda: ask(server, "/v1/models").status == 503)
     refused = ask(server, "/v1/completions", SHORT)
-    if refused.status != 503:  # the stream may have ended meanwhile
-        pytest.fail(f"status {refused.status}")
-    assert refused.headers["retry-after"] and refused.headers["connection"] == "close"
+    assert refused.status == 503 and refused.headers["retry-after"] and refused.headers["connection"] == "close"
     assert refused.json["error"]["code"] == "shutting_down"
+    slow.sendall(asked[-5:])
+    assert drained(slow).startswith(b"HTTP/1.1 200 OK")
     assert drained(line).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
     line.close()
-    assert server.process.wait(20) == 0
+    slow.close()
+    assert server.process.wait(60) == 0
     assert not alive(worker) and "Traceback" not in server.log
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from bise.server import health
 from bise.server.health import Pulse
-from server.running import Server, ask, streamed, until
+from server.running import Server, ask, drained, post, streamed, until
 
 SHORT = {"model": "puff", "prompt": "Once upon a time", "max_tokens": 5, "temperature": 0, "ignore_eos": True}
 
@@ -34,15 +34,20 @@ def test_health(server: Server) -> None:
     assert head.status == 200 and head.body == b""
 
 
-def test_health_while_it_loads_and_ends(start: Callable[..., Server]) -> None:
-    """503 with a reason, from the first moment that it answers at all."""
+def test_health_while_it_ends(start: Callable[..., Server]) -> None:
+    """503 with the reason, for as long as it waits for its last request."""
     server = start()
-    line = streamed(server)
-    server.process.send_signal(signal.SIGTERM)
-    until(lambda: ask(server, "/v1/models").status == 503)
-    assert ask(server, "/health").status in (200, 503)
-    line.close()
-    assert server.process.wait(10) == 0
+    with server.connect() as line:
+        asked = post("/v1/completions", SHORT, "connection: close")
+        line.sendall(asked[:-5])  # a request that is being sent is one that runs
+        until(lambda: b"\nprocess" in ask(server, "/metrics").body)
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: ask(server, "/health").status == 503)
+        assert ask(server, "/health").json == {"status": "draining"}
+        assert ask(server, "/metrics").status == 200
+        line.sendall(asked[-5:])
+        assert b" 200 OK" in drained(line)
+    assert server.process.wait(60) == 0
 
 
 def test_health_of_an_engine_that_has_stopped(start: Callable[..., Server]) -> None:
@@ -129,8 +134,6 @@ def test_metrics_count_what_was_answered(server: Server) -> None:
 def test_metrics_see_who_runs_and_who_waits(start: Callable[..., Server]) -> None:
     server = start("--slots", "1")
     with streamed(server), server.connect() as waiting:
-        from server.running import post
-
         waiting.sendall(post("/v1/completions", SHORT))
         until(lambda: metrics(server)["bise_queue_depth"] == 1, 2)
         assert metrics(server)["bise_slots_in_use"] == 1

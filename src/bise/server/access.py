@@ -12,6 +12,7 @@ What the routes find in the scope:
     scope["state"]["client"]   whose share of the machine it is: the tenant behind the key, or the address (Ask.client)
     scope["state"]["salt"]     what has been read is shared under the same salt only; "" without keys (Ask.salt)
     scope["state"]["id"]       the id of the request, as in the x-request-id of the response
+    scope["state"]["leaving"]  the server ends and takes no new requests
     request.app.state.desk     the Desk, put there by app.build(desk)
     request.app.state.metrics  health.Metrics, put there by serve()
 
@@ -120,7 +121,7 @@ class Access:
             if tenant is None:
                 await self._no_key(request, send)
                 return
-            request.scope["state"].update(client=tenant.name, salt=tenant.salt, id=record.id)
+            request.scope["state"].update(client=tenant.name, salt=tenant.salt, id=record.id, leaving=self.leaving)
             if request.sends:
                 _check_kind(request)
                 parts: list[bytes] = []

@@ -133,8 +133,10 @@ class Ear:
 
 @router.api_route("/health", methods=["GET", "HEAD"], summary="Is the engine well", responses={503: {}})
 async def health(request: Request) -> JSONResponse:
-    """200 {"status": "ok"} where the engine answers; 503 with "loading" or "down". Needs no key."""
+    """200 {"status": "ok"} where the engine answers; 503 with "loading", "down" or "draining". Needs no key."""
     state = await request.app.state.metrics.pulse.feel()
+    if getattr(request.state, "leaving", False):
+        state = "draining"
     return JSONResponse({"status": state}, 200 if state == "ok" else 503)
 
 
