@@ -109,6 +109,8 @@ def grammar_of(desk: Desk, wish: Wish) -> str | None:
         if form is not None:
             raise RequestError("response_format and a tool_choice that demands a call cannot both be met: give one")
         form = grammar.calls(_chosen(wish), chat_format(desk), wish.most_calls)
+    if form is not None and wish.ignore_eos:
+        raise RequestError("ignore_eos and a form of the text cannot both be met: a text that matches has an end")
     if form is not None:
         _matcher(desk.tokenizer).match(form)
     return form
