@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bise import grammar
+from bise.api import BUILT_IN
 from bise.cache import Cache
 from bise.chat import ChatFormat
 from bise.engine import Engine, Request
@@ -283,3 +284,24 @@ def test_calls_that_cannot_be_demanded() -> None:
     bad = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"x": {"not": {}}}}}}]
     with pytest.raises(RequestError, match="tool f: .*'not'"):
         grammar.calls(bad, v3)
+
+
+def test_guesses_read_ahead_change_nothing() -> None:
+    """Greedy under a grammar that repeats itself: with and without prompt lookup the ids are the same, in fewer steps."""
+    weights, ops = Weights.open(BUILT_IN), load_ops("cpu", 1)
+    placed, said = weights.place(ops), []
+    text = grammar.regex(r"((the cat sat on the mat|a dog ran)\. ){12}")
+    for lookup in (False, True):
+        match = ready(puff()).match(text)
+        prompt = puff().encode("the cat sat on the mat. the cat sat on the mat. ", bos=True)
+        request = Request(prompt, Sampler(Sampling(), puff().vocab_size, match), 300, puff().stop_ids)
+        engine = Engine(ops, weights.config, placed, Cache(ops, weights.config, 1, 512), lookup=lookup)
+        engine.submit(request)
+        steps = 0
+        while engine.running:
+            engine.step()
+            steps += 1
+        said.append((request.tokens, request.finish_reason, steps))
+    (plain, finish, slow), (guessed, _, fast) = said
+    assert plain == guessed and finish == "stop" and fast < slow
+    assert re.fullmatch(r"((the cat sat on the mat|a dog ran)\. ){12}", puff().decode(plain))
