@@ -542,3 +542,42 @@ def test_vocab_round_trip_keeps_the_format():
     keys = tokenizer_of("v3").gguf_keys()
     again = Tokenizer(Vocab.from_gguf(keys))
     assert ChatFormat.detect(again).encode(TALKS[4]) == form("v3").encode(TALKS[4])
+
+
+# --- the calls of guests
+
+TAGGED = "{% if tools %}{{ tools | tojson }}<tool_call>{% endif %}{% for m in messages %}{{ m.role }}: {{ m.content or '' }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}\n{% endfor %}"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "found"),
+    [
+        ('<tool_call>\n{"name": "f", "arguments": {"x": "ü"}}\n</tool_call>', "", [("f", {"x": "ü"})]),
+        (
+            'So. <tool_call>{"arguments": {}, "name": "f"}</tool_call><tool_call>{"name": "f"}',
+            "So.",
+            [("f", {}), ("f", {})],
+        ),
+        ('<tool_call>{"name": "f", "argu', '<tool_call>{"name": "f", "argu', []),
+        ('<tool_call>{"name": "f"}</tool_call><tool_call>no', '<tool_call>{"name": "f"}</tool_call><tool_call>no', []),
+        ("<tool_call>", "<tool_call>", []),
+        ("nothing", "nothing", []),
+    ],
+)
+def test_guest_calls(said, text, found):
+    chat = ChatFormat(form("v1").tokenizer, 0, TAGGED)
+    assert chat.calls_begin == "<tool_call>"
+    shown, calls = chat.parse_calls(chat.tokenizer.encode(said))
+    assert shown == text
+    assert [(c["function"]["name"], json.loads(c["function"]["arguments"])) for c in calls] == found
+    assert len({c["id"] for c in calls}) == len(calls)
+
+
+def test_guest_without_tools():
+    chat = ChatFormat(form("v1").tokenizer, 0, "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}")
+    assert chat.calls_begin == ""
+    tool = {"type": "function", "function": {"name": "f"}}
+    with pytest.raises(TemplateError, match="has no tools"):
+        chat.encode([user("a")], [tool])
+    assert chat.encode([user("a")])
+    assert ChatFormat(chat.tokenizer, 0, TAGGED).encode([user("a")], [tool])

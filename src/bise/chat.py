@@ -98,11 +98,25 @@ class ChatFormat:
         """
         if self.version:
             return instruct.encode(self.version, messages, self.tokenizer, tools)
+        if tools and "tools" not in self.template:
+            raise TemplateError("this model's chat template has no tools: ask without them")
         return _encode_guest(self.template, instruct.read(messages), self.tokenizer, tools)
 
     def parse_calls(self, ids: Sequence[int]) -> tuple[str, list[dict[str, Any]]]:
         """An answer's ids -> (text, tool calls as in OpenAI's API)."""
-        return instruct.parse_calls(ids, self.tokenizer) if self.version > 1 else (self.tokenizer.decode(ids), [])
+        if self.calls_begin == instruct.TAGS[0]:
+            return instruct.parse_tagged_calls(ids, self.tokenizer)
+        return instruct.parse_calls(ids, self.tokenizer) if self.calls_begin else (self.tokenizer.decode(ids), [])
+
+    @property
+    def calls_begin(self) -> str:
+        """What stands before calls of tools: [TOOL_CALLS], or <tool_call> in a guest's template that says so (Hermes).
+
+        "": this format has no calls, or none that are known here; what a model writes then is text.
+        """
+        if self.version:
+            return "[TOOL_CALLS]" if self.version > 1 else ""
+        return instruct.TAGS[0] if instruct.TAGS[0] in self.template and "tools" in self.template else ""
 
 
 def find_template(weights: Weights) -> str | None:

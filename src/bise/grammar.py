@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from . import schema as schemas
 from .errors import RequestError
+from .instruct import TAGS
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .chat import ChatFormat
 
 REGEX = 16 << 10  # characters
 LARK = 64 << 10
@@ -34,8 +38,8 @@ JSON = {
 # Every token that fits may come, not only those of one way to cut the text. (The last such line counts.)
 ALL_TOKENS = '\n%llguidance {"no_forcing": true}'
 # Of one step: rows of Earley's table, items in it, steps of the lexer. The costliest grammars found within them take
-# 50 ms a token until they end in an error; JSON schemas take 0.02 ms.
-LIMITS = {"max_items_in_row": 600, "step_max_items": 10_000, "step_lexer_fuel": 100_000, "verbose_errors": False}
+# 10 ms a token until they end in an error; JSON schemas take 0.02 ms.
+LIMITS = {"max_items_in_row": 600, "step_max_items": 3_000, "step_lexer_fuel": 100_000, "verbose_errors": False}
 Mask = npt.NDArray[np.bool_]
 
 
@@ -70,27 +74,40 @@ def lark(text: str) -> str:
     return _written(text, {})
 
 
-def calls(tools: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, most: int = CALLS) -> str:
-    """1 to `most` calls of these tools (as in OpenAI's API), written as Mistral's format v3 writes them.
+def calls(tools: Sequence[Mapping[str, Any]], chat: ChatFormat, most: int = CALLS) -> str:
+    """1 to `most` calls of these tools (as in OpenAI's API), as this format writes them.
 
-    [TOOL_CALLS][{"name": ..., "arguments": {...}, "id": nine letters or digits, may be missing}, ...]
+    Mistral  [TOOL_CALLS][{"name": ..., "arguments": {...}, "id": nine letters or digits, may be missing}, ...]
+    Hermes   <tool_call>
+             {"name": ..., "arguments": {...}}
+             </tool_call>, once for each call, each on lines of its own
     """
-    marker = tokenizer.control.get("[TOOL_CALLS]")
-    if marker is None:
-        raise RequestError(
-            "a tool call can be demanded of Mistral's format v3 only: this vocabulary has no [TOOL_CALLS]"
-        )
+    if not chat.calls_begin:
+        raise RequestError(f"a tool call cannot be demanded here: {chat.name} has none that are known")
     if not tools:
         raise RequestError("a tool call is demanded, and no tool is given")
     functions = [tool["function"] for tool in tools]
     given = {f"arguments{i}": _arguments(f) for i, f in enumerate(functions)}
-    call = " | ".join(f"call{i}" for i in range(len(functions)))
-    more = f'(", " call){{0,{most - 1}}}' if most > 1 else ""
-    rules = [f'start: <[{marker}]> "[" call {more} "]"', f"call: {call}"]
+    begin, end = (_tag(name, chat.tokenizer) for name in (chat.calls_begin, TAGS[1]))
+    own_id = '(", \\"id\\": \\"" /[a-zA-Z0-9]{9}/ "\\"")?' if chat.version else ""
+    if chat.version:
+        rules = [f'start: {begin} "[" {_several("call", ", ", most)} "]"']
+    else:
+        rules = [f"start: {_several('tagged', chr(10), most)}", f'tagged: {begin} "\\n" call "\\n" {end}']
+    rules.append("call: " + " | ".join(f"call{i}" for i in range(len(functions))))
     for i, function in enumerate(functions):
         head = json.dumps(f'{{"name": {json.dumps(function["name"])}, "arguments": ')
-        rules.append(f'call{i}: {head} @arguments{i} (", \\"id\\": \\"" /[a-zA-Z0-9]{{9}}/ "\\"")? "}}"')
+        rules.append(f'call{i}: {head} @arguments{i} {own_id} "}}"')
     return _written("\n".join(rules), given)
+
+
+def _tag(name: str, tokenizer: Tokenizer) -> str:
+    """The control token, or the text where the vocabulary has none."""
+    return f"<[{tokenizer.control[name]}]>" if name in tokenizer.control else json.dumps(name)
+
+
+def _several(rule: str, between: str, most: int) -> str:
+    return rule + (f" ({json.dumps(between)} {rule}){{0,{most - 1}}}" if most > 1 else "")
 
 
 def _arguments(function: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from .errors import RequestError, TemplateError
 from .tokenizer import Tokenizer
 
 JOIN = "\n\n"
+TAGS = ("<tool_call>", "</tool_call>")
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 _AFTER = {  # which roles may follow which
@@ -271,13 +272,29 @@ def parse_calls(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, list[dic
     return (before.strip(), calls) if calls else (before + after, [])
 
 
-def _openai_calls(text: str) -> list[dict[str, Any]]:
+def parse_tagged_calls(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, list[dict[str, Any]]]:
+    """The same for an answer as the Hermes models write it: <tool_call>{"name", "arguments"}</tool_call> for each call.
+
+    The tags may be control tokens or text. Where one of the calls cannot be read, all of it is text.
+    """
+    tags = {tokenizer.control[name]: name for name in TAGS if name in tokenizer.control}
+    stream = tokenizer.stream()
+    said = "".join([*(tags.get(i) or stream.push(i) for i in ids), stream.flush()])
+    before, *parts = said.split(TAGS[0])
+    calls = [_openai_calls(part, at) for at, part in enumerate(parts)]
+    if not calls or not all(calls):
+        return tokenizer.decode(ids), []
+    return before.strip(), [call for found in calls for call in found]
+
+
+def _openai_calls(text: str, first: int = 0) -> list[dict[str, Any]]:
+    """first: how many calls came before these."""
     try:
         value, _ = json.JSONDecoder().raw_decode(text.lstrip())
     except (ValueError, RecursionError):
         return []
     calls = []
-    for i, call in enumerate(value if isinstance(value, list) else [value]):
+    for i, call in enumerate(value if isinstance(value, list) else [value], first):
         if not isinstance(call, dict) or not isinstance(call.get("name"), str):
             return []
         arguments = _dumps(call.get("arguments", {}))

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from server.running import Server
+from test_grammar import HERMES
 from tiny import tiny_config, tiny_v3_vocabulary, tiny_weights, write_tiny_gguf
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 6}, "unit": {"enum": ["C", "F"]}}, "required": ["city", "unit"], "additionalProperties": False}  # fmt: skip
@@ -139,6 +140,29 @@ def test_cut_off_it_is_no_call(client, claude, model):
     assert message.stop_reason == "max_tokens"
 
 
+def test_a_guest_that_writes_as_hermes_does(tmp_path):
+    """A template of somebody else's that says <tool_call>: offered, demanded, read, and read again."""
+    config = tiny_config(vocab_size=320, context=8192)
+    path = write_tiny_gguf(
+        tmp_path / "guest.gguf", config, tiny_weights(config, 5), **{"tokenizer.chat_template": HERMES}
+    )
+    server = Server(str(path), "--slots", "2")
+    try:
+        with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+            given = dict(model="guest", messages=ASKED, tools=CHAT, tool_choice="required", max_tokens=4000, seed=1)
+            said = client.chat.completions.create(**given).choices[0]
+            assert said.finish_reason == "tool_calls" and said.message.content is None
+            for call in said.message.tool_calls:
+                check(call.function.name, json.loads(call.function.arguments))
+            chunks = list(client.chat.completions.create(**given, stream=True))
+            assert all(not c.choices[0].delta.content for c in chunks)
+            results = [{"role": "tool", "tool_call_id": c.id, "content": "7"} for c in said.message.tool_calls]
+            after = {**given, "messages": [*ASKED, said.message, *results], "tool_choice": "auto", "max_tokens": 1}
+            assert client.chat.completions.create(**after).usage.prompt_tokens > 100
+    finally:
+        server.close()
+
+
 def test_no_tools_where_the_format_has_none(server):
     body = {"messages": ASKED, "tools": CHAT, "max_tokens": 1}
     for choice in ("auto", "required"):
@@ -151,6 +175,7 @@ def test_no_tools_where_the_format_has_none(server):
     [
         ({"tool_choice": "required", "tools": []}, "no tool"),
         ({"tool_choice": {"type": "function", "function": {"name": "other"}}}, "'other'"),
+        ({"tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
         ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "both"),
         ({"tools": [{"type": "function", "function": {"name": 'a"b\n', "parameters": {}}}], "tool_choice": "required"}, "a"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}], "tool_choice": "required"}, "'not'"),

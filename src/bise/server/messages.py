@@ -104,6 +104,7 @@ async def count_tokens(request: Request, body: Conversation) -> Response:
     desk = request.app.state.desk
     models.check(desk, body.model)
     wish = _wish(desk, body)
+    replies.check_tools(wish.tools)
     tools = list(wish.tools) if wish.calls else None
     ids = await anyio.to_thread.run_sync(replies.chat_format(desk).encode, wish.messages, tools)
     return JSONResponse({"input_tokens": len(ids)})

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .desk import Desk
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-CALLS = "[TOOL_CALLS]"  # the control token before calls, which some models spell out
 
 
 class Who(NamedTuple):
@@ -109,7 +108,9 @@ def grammar_of(desk: Desk, wish: Wish) -> str | None:
     if wish.calls and wish.tool_choice != "auto":
         if form is not None:
             raise RequestError("response_format and a tool_choice that demands a call cannot both be met: give one")
-        form = grammar.calls(_chosen(wish), desk.tokenizer, wish.most_calls)
+        form = grammar.calls(_chosen(wish), chat_format(desk), wish.most_calls)
+    if form is not None and wish.ignore_eos:
+        raise RequestError("ignore_eos and a form of the text cannot both be met: a text that matches has an end")
     if form is not None:
         _matcher(desk.tokenizer).match(form)
     return form
@@ -204,7 +205,8 @@ class Reply:
         self.calls: list[dict[str, Any]] = []
         self._chat = chat_format(desk) if wish.calls else None  # None: nothing is held back
         self._most = wish.most_calls
-        self._marker = desk.tokenizer.control.get(CALLS)
+        self._begin = self._chat.calls_begin if self._chat else ""
+        self._marker = desk.tokenizer.control.get(self._begin)
         self._stream = desk.tokenizer.stream()
         self._decoded = 0  # characters of the tokens so far
         self._before: int | None = None  # characters that came before the calls
@@ -216,7 +218,7 @@ class Reply:
             new = news.text
         else:
             self._look(news)
-            shown = self._before if self._before is not None else _certain(self.answer.text)
+            shown = self._before if self._before is not None else _certain(self.answer.text, self._begin)
             new = self.answer.text[len(self.text) : shown]
             if news.finish:
                 new = self._end(self._chat)
@@ -240,14 +242,14 @@ class Reply:
         self.calls = chat.parse_calls(self.answer.ids)[1][: self._most]
         if not self.calls:
             return self.answer.text[len(self.text) :]
-        before = self._before if self._before is not None else self.answer.text.find(CALLS)
+        before = self._before if self._before is not None else self.answer.text.find(self._begin)
         return self.answer.text[len(self.text) : before].rstrip() if before > len(self.text) else ""
 
 
-def _certain(text: str) -> int:
-    """How many characters are certainly no beginning of a spelled out [TOOL_CALLS]."""
-    at = text.find(CALLS)
+def _certain(text: str, begin: str) -> int:
+    """How many characters are certainly no beginning of calls: a model may spell out what is a control token."""
+    at = text.find(begin) if begin else len(text)
     if at >= 0:
         return at
-    held = next((n for n in range(min(len(text), len(CALLS) - 1), 0, -1) if text.endswith(CALLS[:n])), 0)
+    held = next((n for n in range(min(len(text), len(begin) - 1), 0, -1) if text.endswith(begin[:n])), 0)
     return len(text) - held
