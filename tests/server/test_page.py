@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -213,7 +214,7 @@ def test_tokens_alternatives_and_a_fork(visit: Callable[..., Page], site: Server
     answer = kept(page, site)["messages"][1]
     assert tokens.count() == len(answer["tokens"])
     doubts = page.evaluate("() => [...document.querySelectorAll('.strip .token')].map(t => +t.style.getPropertyValue('--doubt'))")
-    assert doubts == pytest.approx([1 - 2.718281828 ** t[1] for t in answer["tokens"]], abs=2e-3)
+    assert doubts == pytest.approx([1 - math.exp(t[1]) for t in answer["tokens"]], abs=2e-3)
     at = next(i for i, (text, _, others) in enumerate(answer["tokens"]) if i > 4 and others[0][0] == text and others[1][0].strip())
     tokens.nth(at).click()
     popover = page.locator(".alternatives")
@@ -631,16 +632,63 @@ def test_everything_has_a_name_and_shows_its_focus(visit: Callable[..., Page], s
     assert not [each for each in seen if each.startswith("unseen") and "BODY" not in each]
 
 
+LUMINANCE = """(picks) => {
+  const c = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+  const weigh = (v) => (v <= 10 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4);
+  return picks.map(([selector, name, over]) => {
+    const style = (s, n) => getComputedStyle(document.querySelector(s))[n];
+    c.fillStyle = style('body', 'backgroundColor');
+    c.fillRect(0, 0, 1, 1);
+    if (over) { c.fillStyle = style(over, 'backgroundColor'); c.fillRect(0, 0, 1, 1); }
+    c.fillStyle = style(selector, name);
+    c.fillRect(0, 0, 1, 1);
+    const [r, g, b] = [...c.getImageData(0, 0, 1, 1).data].map(weigh);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  });
+}"""
+
+
+def contrast(page: Page, *picks: tuple[str, ...]) -> float:
+    """Of two colours, each (selector, property, what it is drawn over): WCAG 2.2, relative luminance."""
+    light, dark = sorted(page.evaluate(LUMINANCE, [list(pick) for pick in picks]), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
 def lightness(page: Page) -> tuple[float, float]:
-    """Of paper and ink, 0 to 1, as the eye weighs the colours (WCAG 2.2, relative luminance)."""
-    colours = page.evaluate("""() => {
-      const c = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
-      const s = getComputedStyle(document.body);
-      return [s.backgroundColor, s.color].map((colour) => { c.fillStyle = colour; c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data]; });
-    }""")
-    linear = [[(v / 255 / 12.92) if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in colour[:3]] for colour in colours]
-    paper, ink = (0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in linear)
+    """Of paper and ink, 0 to 1."""
+    paper, ink = page.evaluate(LUMINANCE, [["body", "backgroundColor"], ["body", "color"]])
     return paper, ink
+
+
+def test_every_colour_can_be_read(visit: Callable[..., Page], site: Server) -> None:
+    """WCAG AA: 4.5 to 1 for text, 3 to 1 for what is drawn; and the scale of the tokens is even, lightness alone."""
+    tokens = [[f"{p}", math.log(p), []] for p in (1, 0.8, 0.6, 0.4, 0.2, 0.001)]
+    code = "```python\n# a\ndef f(): return 'x', 1\n```\n[a](https://a.example)"
+    messages = [
+        {"id": "a", "parent": None, "role": "user", "content": "?"}, {"id": "b", "parent": "a", "role": "assistant", "content": code, "finish": "error", "error": "x"},
+        {"id": "c", "parent": "b", "role": "user", "content": "?"}, {"id": "d", "parent": "c", "role": "assistant", "content": "?", "tokens": tokens},
+    ]  # fmt: skip
+    id = api(site, "/api/conversations", {"messages": messages})["id"]
+    for scheme in ("light", "dark"):
+        page = visit(f"/#{id}", color_scheme=scheme)
+        page.locator(".code .keyword").first.wait_for()
+        body = ("body", "backgroundColor")
+        for text in (".quiet", ".words a", ".fault", ".send", ".tools .quiet"):
+            assert contrast(page, body, (text, "color")) > 4.5, (scheme, text)
+        for kind in ("comment", "string", "number", "keyword"):
+            assert contrast(page, (".code", "backgroundColor"), (f".code .{kind}", "color")) > 4.5, (scheme, kind)
+        assert contrast(page, ("#shelf", "backgroundColor"), (".shelf-list h2", "color")) > 4.5
+        assert contrast(page, (".item.here", "backgroundColor"), (".item.here .name", "color")) > 4.5
+        page.click("#tokens-toggle")
+        steps = [(f'.strip .token[data-index="{i}"]', "backgroundColor") for i in range(6)]
+        assert contrast(page, steps[-1], ("body", "color")) > 4.5, (scheme, "the least likely token")
+        alphas = page.evaluate("""() => [...document.querySelectorAll('.strip .token')].map((t) => {
+          const found = getComputedStyle(t).backgroundColor.match(/oklab\\([^/]*(?:\\/ ([\\d.]+))?\\)/);
+          return Number(found[1] ?? 1);
+        })""")
+        assert alphas == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 0.999], abs=0.01), "even steps of probability are even steps of colour"
+        luminances = page.evaluate(LUMINANCE, [list(step) for step in steps])
+        assert luminances == sorted(luminances, reverse=scheme == "light"), "lightness alone tells them apart"
 
 
 def test_light_and_dark(visit: Callable[..., Page]) -> None:

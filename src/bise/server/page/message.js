@@ -1,5 +1,5 @@
 // One message on the page: its words, what is happening to it, and what can be done with it.
-import { el, number, word } from './dom.js';
+import { el, fit, number, word } from './dom.js';
 import { Live } from './markdown.js';
 import { Strip } from './tokens.js';
 
@@ -82,8 +82,10 @@ export class MessageView {
       event.preventDefault();
       event.stopPropagation();
     });
+    area.addEventListener('input', () => fit(area));
     this.words.replaceChildren(area, el('div', { class: 'edit-tools' }, word('Send as a new branch', done), word('Cancel', close)));
     area.focus();
+    fit(area);
   }
 }
 

@@ -23,7 +23,7 @@ export class Shelf {
     const words = this.search.value.trim();
     try {
       const found = await library.list(words);
-      if (words === this.search.value.trim()) this.#draw(found, words);
+      if (words === this.search.value.trim() && !this.renaming) this.#draw(found, words);
     } catch (error) {
       this.box.replaceChildren(el('p', { class: 'aside' }, error.message));
     }
@@ -65,10 +65,10 @@ export class Shelf {
 
   #rename(item, id, name) {
     const field = el('input', { class: 'rename', 'aria-label': 'New title', maxlength: 200, value: name });
-    let over = false;
+    this.renaming = true; // the list stands still
     const done = async (keep) => {
-      if (over) return;
-      over = true;
+      if (!this.renaming) return;
+      this.renaming = false;
       const title = field.value.trim();
       if (keep && title && title !== name) await this.#told(async () => this.act.renamed(id, await library.rename(id, title)));
       await this.refresh();
