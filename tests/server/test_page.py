@@ -413,6 +413,49 @@ def test_a_tenant_has_a_shelf_of_its_own(visit: Callable[..., Page], start: Call
     ben.expect_complaints()  # the form's 401 and this 404 on the console
 
 
+def test_an_answer_goes_on_while_another_conversation_is_read(visit: Callable[..., Page], site: Server) -> None:
+    other = keep(site, "Something else", "Said before")
+    page = visit()
+    ready(page)
+    wild(page)
+    (worker,) = site.children()
+    say(page, "Tell me a story that takes its time.")
+    page.locator(".speaking").wait_for()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        page.wait_for_function("() => location.hash")
+        spoken = page.url
+        page.evaluate("id => { location.hash = id; }", other)
+        page.get_by_text("Said before").wait_for()
+        assert page.locator("#send").inner_text() == "Send"
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    page.goto(spoken)
+    assert answered(page)
+    message = kept(page, site)["messages"][1]
+    assert message["finish"] in ("length", "stop") and len(message["tokens"]) == message["usage"]["completion"]
+
+
+def test_what_is_being_typed_stays(visit: Callable[..., Page], site: Server) -> None:
+    """A system prompt, while an answer ends."""
+    page = visit()
+    ready(page)
+    page.fill("#composer-text", "Tell me a story about rain.")
+    page.click("#settings-toggle")
+    (worker,) = site.children()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        page.evaluate("document.querySelector('#composer').requestSubmit()")
+        page.locator("#settings textarea").focus()
+        page.keyboard.type("Be brief.")
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    answered(page)
+    assert page.locator("#settings textarea").input_value() == "Be brief."
+    page.locator("input[name=temperature]").focus()
+    assert kept(page, site)["settings"]["system"] == "Be brief."
+
+
 # --- strangers' words
 
 ATTACKS = [
@@ -594,6 +637,11 @@ def test_the_keyboard_alone_is_enough(visit: Callable[..., Page], site: Server) 
         press("ArrowRight")
     press("Enter")
     page.locator(".alternatives .choice:focus").wait_for()
+    press("Escape")
+    page.locator(".strip .token:focus").wait_for()
+    assert page.locator(".alternatives").count() == 0
+    press("Enter")
+    page.locator(".alternatives .choice:focus").wait_for()
     press("ArrowDown")
     press("Enter")
     page.locator(TURNS).get_by_role("group", name="Branch 3 of 3").wait_for()
@@ -609,6 +657,8 @@ def test_the_keyboard_alone_is_enough(visit: Callable[..., Page], site: Server) 
     page.wait_for_function("() => document.activeElement.id === 'search'")
     page.keyboard.type("story about a lock")
     page.locator(".item mark").first.wait_for()
+    press("ArrowDown")
+    page.wait_for_function("() => document.activeElement.closest('.item')")
     press("Control+Shift+o")
     page.wait_for_function("() => document.activeElement.id === 'composer-text' && !location.hash")
     assert page.locator(".turn").count() == 0

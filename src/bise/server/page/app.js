@@ -299,6 +299,7 @@ class Page {
   }
 
   #escape() {
+    if (document.querySelector(':popover-open, dialog[open]')) return; // these close themselves
     if (this.speaking) this.stop();
     else if (document.body.classList.contains('shelf-open')) this.#shelf(false);
     else if (this.sheet.shown) this.sheet.toggle(false);

@@ -3,7 +3,7 @@ import { el, fit, number, word } from './dom.js';
 import { Live } from './markdown.js';
 import { Strip } from './tokens.js';
 
-const ENDS = { length: 'Cut off: the longest answer was reached.', stopped: 'Stopped.' };
+const ENDS = { length: 'Cut off: it reached the limit of tokens.', stopped: 'Stopped.' };
 
 export class MessageView {
   /** act: {copy, edit, regenerate, proceed, branch, token}, each called with the message first. */

@@ -13,6 +13,10 @@ export class Shelf {
     this.current = null;
     let soon = 0;
     this.search.addEventListener('input', () => { clearTimeout(soon); soon = setTimeout(() => this.refresh(), 150); });
+    this.search.addEventListener('keydown', (event) => {
+      if (event.key === 'ArrowDown') this.box.querySelector('a')?.focus();
+      else if (event.key === 'Enter') this.box.querySelector('a')?.click();
+    });
     this.box.addEventListener('keydown', (event) => this.#walk(event));
     byId('export').addEventListener('click', () => this.#export(null, 'bise-conversations'));
     byId('import').addEventListener('click', () => byId('import-file').click());
