@@ -95,7 +95,8 @@ export function happening({ finish, error }, answer) {
   if (!answer) return ENDS[finish] ? [el('p', { class: 'aside' }, ENDS[finish])] : [];
   if (answer.state === 'busy') {
     const left = Math.max(1, Math.ceil((answer.until - Date.now()) / 1000));
-    return [el('p', { class: 'aside' }, `${sentence(answer.why.message)} Asking again in ${left} s.`)];
+    const what = answer.why.status === 429 ? 'The server is busy.' : 'The engine is not running yet.';
+    return [el('p', { class: 'aside', title: answer.why.message }, `${what} Asking again in ${left} s.`)];
   }
   if (answer.state === 'reading') return [reading(answer.progress)];
   return answer.state === 'waiting' ? [el('p', { class: 'aside waiting' }, 'Waiting')] : [];
