@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -213,7 +214,7 @@ def test_tokens_alternatives_and_a_fork(visit: Callable[..., Page], site: Server
     answer = kept(page, site)["messages"][1]
     assert tokens.count() == len(answer["tokens"])
     doubts = page.evaluate("() => [...document.querySelectorAll('.strip .token')].map(t => +t.style.getPropertyValue('--doubt'))")
-    assert doubts == pytest.approx([1 - 2.718281828 ** t[1] for t in answer["tokens"]], abs=2e-3)
+    assert doubts == pytest.approx([1 - math.exp(t[1]) for t in answer["tokens"]], abs=2e-3)
     at = next(i for i, (text, _, others) in enumerate(answer["tokens"]) if i > 4 and others[0][0] == text and others[1][0].strip())
     tokens.nth(at).click()
     popover = page.locator(".alternatives")
@@ -273,7 +274,7 @@ def test_busy_is_waited_for(visit: Callable[..., Page], site: Server) -> None:
 
     page.route("**/v1/chat/completions", refuse)
     say(page, "Tell me a story about patience.")
-    page.get_by_text("2 requests are running and 2 wait, as many as may. Asking again in 1 s.").wait_for()
+    page.get_by_text("The server is busy. Asking again in 1 s.").wait_for()
     assert len(answered(page)) > 20 and len(refused) == 2
     page.expect_complaints()  # the browser reports each refusal on its console
 
@@ -410,6 +411,49 @@ def test_a_tenant_has_a_shelf_of_its_own(visit: Callable[..., Page], start: Call
     ben.reload()
     ben.get_by_text("there is no conversation").wait_for()
     ben.expect_complaints()  # the form's 401 and this 404 on the console
+
+
+def test_an_answer_goes_on_while_another_conversation_is_read(visit: Callable[..., Page], site: Server) -> None:
+    other = keep(site, "Something else", "Said before")
+    page = visit()
+    ready(page)
+    wild(page)
+    (worker,) = site.children()
+    say(page, "Tell me a story that takes its time.")
+    page.locator(".speaking").wait_for()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        page.wait_for_function("() => location.hash")
+        spoken = page.url
+        page.evaluate("id => { location.hash = id; }", other)
+        page.get_by_text("Said before").wait_for()
+        assert page.locator("#send").inner_text() == "Send"
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    page.goto(spoken)
+    assert answered(page)
+    message = kept(page, site)["messages"][1]
+    assert message["finish"] in ("length", "stop") and len(message["tokens"]) == message["usage"]["completion"]
+
+
+def test_what_is_being_typed_stays(visit: Callable[..., Page], site: Server) -> None:
+    """A system prompt, while an answer ends."""
+    page = visit()
+    ready(page)
+    page.fill("#composer-text", "Tell me a story about rain.")
+    page.click("#settings-toggle")
+    (worker,) = site.children()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        page.evaluate("document.querySelector('#composer').requestSubmit()")
+        page.locator("#settings textarea").focus()
+        page.keyboard.type("Be brief.")
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    answered(page)
+    assert page.locator("#settings textarea").input_value() == "Be brief."
+    page.locator("input[name=temperature]").focus()
+    assert kept(page, site)["settings"]["system"] == "Be brief."
 
 
 # --- strangers' words
@@ -593,6 +637,11 @@ def test_the_keyboard_alone_is_enough(visit: Callable[..., Page], site: Server) 
         press("ArrowRight")
     press("Enter")
     page.locator(".alternatives .choice:focus").wait_for()
+    press("Escape")
+    page.locator(".strip .token:focus").wait_for()
+    assert page.locator(".alternatives").count() == 0
+    press("Enter")
+    page.locator(".alternatives .choice:focus").wait_for()
     press("ArrowDown")
     press("Enter")
     page.locator(TURNS).get_by_role("group", name="Branch 3 of 3").wait_for()
@@ -608,6 +657,8 @@ def test_the_keyboard_alone_is_enough(visit: Callable[..., Page], site: Server) 
     page.wait_for_function("() => document.activeElement.id === 'search'")
     page.keyboard.type("story about a lock")
     page.locator(".item mark").first.wait_for()
+    press("ArrowDown")
+    page.wait_for_function("() => document.activeElement.closest('.item')")
     press("Control+Shift+o")
     page.wait_for_function("() => document.activeElement.id === 'composer-text' && !location.hash")
     assert page.locator(".turn").count() == 0
@@ -631,16 +682,63 @@ def test_everything_has_a_name_and_shows_its_focus(visit: Callable[..., Page], s
     assert not [each for each in seen if each.startswith("unseen") and "BODY" not in each]
 
 
+LUMINANCE = """(picks) => {
+  const c = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+  const weigh = (v) => (v <= 10 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4);
+  return picks.map(([selector, name, over]) => {
+    const style = (s, n) => getComputedStyle(document.querySelector(s))[n];
+    c.fillStyle = style('body', 'backgroundColor');
+    c.fillRect(0, 0, 1, 1);
+    if (over) { c.fillStyle = style(over, 'backgroundColor'); c.fillRect(0, 0, 1, 1); }
+    c.fillStyle = style(selector, name);
+    c.fillRect(0, 0, 1, 1);
+    const [r, g, b] = [...c.getImageData(0, 0, 1, 1).data].map(weigh);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  });
+}"""
+
+
+def contrast(page: Page, *picks: tuple[str, ...]) -> float:
+    """Of two colours, each (selector, property, what it is drawn over): WCAG 2.2, relative luminance."""
+    light, dark = sorted(page.evaluate(LUMINANCE, [list(pick) for pick in picks]), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
 def lightness(page: Page) -> tuple[float, float]:
-    """Of paper and ink, 0 to 1, as the eye weighs the colours (WCAG 2.2, relative luminance)."""
-    colours = page.evaluate("""() => {
-      const c = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
-      const s = getComputedStyle(document.body);
-      return [s.backgroundColor, s.color].map((colour) => { c.fillStyle = colour; c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data]; });
-    }""")
-    linear = [[(v / 255 / 12.92) if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in colour[:3]] for colour in colours]
-    paper, ink = (0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in linear)
+    """Of paper and ink, 0 to 1."""
+    paper, ink = page.evaluate(LUMINANCE, [["body", "backgroundColor"], ["body", "color"]])
     return paper, ink
+
+
+def test_every_colour_can_be_read(visit: Callable[..., Page], site: Server) -> None:
+    """WCAG AA: 4.5 to 1 for text, 3 to 1 for what is drawn; and the scale of the tokens is even, lightness alone."""
+    tokens = [[f"{p}", math.log(p), []] for p in (1, 0.8, 0.6, 0.4, 0.2, 0.001)]
+    code = "```python\n# a\ndef f(): return 'x', 1\n```\n[a](https://a.example)"
+    messages = [
+        {"id": "a", "parent": None, "role": "user", "content": "?"}, {"id": "b", "parent": "a", "role": "assistant", "content": code, "finish": "error", "error": "x"},
+        {"id": "c", "parent": "b", "role": "user", "content": "?"}, {"id": "d", "parent": "c", "role": "assistant", "content": "?", "tokens": tokens},
+    ]  # fmt: skip
+    id = api(site, "/api/conversations", {"messages": messages})["id"]
+    for scheme in ("light", "dark"):
+        page = visit(f"/#{id}", color_scheme=scheme)
+        page.locator(".code .keyword").first.wait_for()
+        body = ("body", "backgroundColor")
+        for text in (".quiet", ".words a", ".fault", ".send", ".tools .quiet"):
+            assert contrast(page, body, (text, "color")) > 4.5, (scheme, text)
+        for kind in ("comment", "string", "number", "keyword"):
+            assert contrast(page, (".code", "backgroundColor"), (f".code .{kind}", "color")) > 4.5, (scheme, kind)
+        assert contrast(page, ("#shelf", "backgroundColor"), (".shelf-list h2", "color")) > 4.5
+        assert contrast(page, (".item.here", "backgroundColor"), (".item.here .name", "color")) > 4.5
+        page.click("#tokens-toggle")
+        steps = [(f'.strip .token[data-index="{i}"]', "backgroundColor") for i in range(6)]
+        assert contrast(page, steps[-1], ("body", "color")) > 4.5, (scheme, "the least likely token")
+        alphas = page.evaluate("""() => [...document.querySelectorAll('.strip .token')].map((t) => {
+          const found = getComputedStyle(t).backgroundColor.match(/oklab\\([^/]*(?:\\/ ([\\d.]+))?\\)/);
+          return Number(found[1] ?? 1);
+        })""")
+        assert alphas == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 0.999], abs=0.01), "even steps of probability are even steps of colour"
+        luminances = page.evaluate(LUMINANCE, [list(step) for step in steps])
+        assert luminances == sorted(luminances, reverse=scheme == "light"), "lightness alone tells them apart"
 
 
 def test_light_and_dark(visit: Callable[..., Page]) -> None:

@@ -60,7 +60,7 @@ def test_what_is_kept_is_what_comes_back(store: Store, tmp_path: Path) -> None:
 def test_newest_first(store: Store) -> None:
     ids = [store.create(NOBODY, conversation(f"number {i}")).id for i in range(3)]
     store.rename(NOBODY, ids[0], "First of all")
-    found = store.list(NOBODY)
+    found = store.all(NOBODY)
     assert [s["id"] for s in found] == [ids[0], ids[2], ids[1]]
     assert found[0]["title"] == "First of all" and found[0]["version"] == 2 and found[0]["messages"] == 1
 
@@ -97,7 +97,7 @@ def test_of_many_writers_each_version_has_one(store: Store) -> None:
 
 def test_tenants_do_not_see_each_other(store: Store) -> None:
     mine, theirs = store.create(ANNA, conversation("anna's secret")), store.create(BEN, conversation("ben's"))
-    assert [s["id"] for s in store.list(ANNA)] == [mine.id] and store.list(NOBODY) == []
+    assert [s["id"] for s in store.all(ANNA)] == [mine.id] and store.all(NOBODY) == []
     assert store.search(BEN, "secret") == []
     for act in (lambda: store.get(ANNA, theirs.id), lambda: store.remove(ANNA, theirs.id),
                 lambda: store.put(ANNA, theirs.id, conversation("x"), 1), lambda: store.rename(ANNA, theirs.id, "x")):  # fmt: skip
@@ -108,7 +108,7 @@ def test_tenants_do_not_see_each_other(store: Store) -> None:
 @pytest.mark.parametrize("tenant", ["../x", "local", "/etc", "a/b", "..", "A1", "a" * 65])
 def test_a_tenant_is_no_path(store: Store, tenant: str) -> None:
     with pytest.raises(BiseError):
-        store.list(tenant)
+        store.all(tenant)
 
 
 @pytest.mark.parametrize("id", ["../../etc/passwd", "..", "", "x" * 24, "A" * 24, "0" * 23, "0" * 25, "0" * 24 + "\n", "%2e" * 8, "\0" * 24])
@@ -128,7 +128,7 @@ def test_a_damaged_file_is_listed_and_left_alone(store: Store, tmp_path: Path, d
         b"deep": b'{"messages":' + b"[" * 100_000,
     }.get(damage, damage)
     path.write_bytes(data)
-    found = store.list(NOBODY)
+    found = store.all(NOBODY)
     assert [s["id"] for s in found] == [good.id, bad.id]
     assert found[1]["damaged"] and found[1]["error"] and str(tmp_path) not in found[1]["error"]
     for act in (lambda: store.get(NOBODY, bad.id), lambda: store.remove(NOBODY, bad.id),
@@ -145,7 +145,7 @@ def test_what_is_no_conversation_is_not_listed(store: Store, tmp_path: Path) -> 
     (folder / ".x.json.part").write_text("half")
     (folder / "notes.json").write_text("{}")
     (folder / ("0" * 24)).write_text("{}")
-    assert [s["id"] for s in store.list(NOBODY)] == [kept.id]
+    assert [s["id"] for s in store.all(NOBODY)] == [kept.id]
 
 
 def test_a_link_out_of_the_folder_shows_nothing_else(store: Store, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_link_out_of_the_folder_shows_nothing_else(store: Store, tmp_path: Pat
     (tmp_path / "secret").write_text("root:x:0:0")
     path = tmp_path / "conversations" / "local" / f"{'0' * 24}.json"
     path.symlink_to(tmp_path / "secret")
-    found = store.list(NOBODY)
+    found = store.all(NOBODY)
     assert [s["id"] for s in found] == [kept.id, "0" * 24] and "root" not in json.dumps(found)
 
 
@@ -178,12 +178,12 @@ def test_a_list_reads_again_only_what_has_changed(store: Store, monkeypatch: pyt
     ids = [store.create(NOBODY, conversation(f"{i}")).id for i in range(5)]
     read, real = [], module._read
     monkeypatch.setattr(module, "_read", lambda path: read.append(path.stem) or real(path))
-    store.list(NOBODY)
-    store.list(NOBODY)
+    store.all(NOBODY)
+    store.all(NOBODY)
     assert sorted(read) == sorted(ids)
     store.rename(NOBODY, ids[2], "x")
     read.clear()
-    store.list(NOBODY)
+    store.all(NOBODY)
     assert read == [ids[2]]
 
 
@@ -192,7 +192,7 @@ def test_there_are_only_so_many_and_only_so_large(store: Store, monkeypatch: pyt
     monkeypatch.setattr(limits, "CONVERSATION", 10_000)
     first = store.create(NOBODY, conversation("one"))
     assert status(store.take, NOBODY, [Imported(), Imported()])[0] == 400
-    assert len(store.list(NOBODY)) == 1, "an import that does not fit leaves nothing behind"
+    assert len(store.all(NOBODY)) == 1, "an import that does not fit leaves nothing behind"
     store.create(NOBODY, conversation("two"))
     assert status(store.create, NOBODY, conversation("three")) == (400, "too_many_conversations")
     store.create(ANNA, conversation("of somebody else"))
@@ -205,7 +205,7 @@ def test_an_import_takes_over_no_id(store: Store) -> None:
     file = kept.model_dump(mode="json") | {"title": "Another's", "updated": 5.0, "created": 4.0}
     (taken,) = store.take(NOBODY, [Imported.model_validate(file)])
     assert taken.id != kept.id and (taken.created, taken.updated, taken.version) == (4.0, 5.0, 1)
-    assert {s["title"] for s in store.list(NOBODY)} == {"Mine", "Another's"}
+    assert {s["title"] for s in store.all(NOBODY)} == {"Mine", "Another's"}
 
 
 @pytest.mark.parametrize(("change", "what"), [

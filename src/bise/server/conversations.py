@@ -75,7 +75,7 @@ async def listed(
     """All conversations, newest first; with `search`, those that hold these words."""
     store, tenant = _store(request), _tenant(request)
     words = search.strip()
-    found = await run_sync(store.search, tenant, words) if words else await run_sync(store.list, tenant)
+    found = await run_sync(store.search, tenant, words) if words else await run_sync(store.all, tenant)
     return JSONResponse({"conversations": found})
 
 

@@ -90,7 +90,7 @@ class Conversation(Strict):
     kind: Literal["chat", "text"] = "chat"
     settings: Choices = Choices()
     current: Word | None = None
-    messages: Annotated[list[Message], Field(max_length=limits.KEPT_MESSAGES)] = []
+    messages: list[Message] = Field(default_factory=list, max_length=limits.KEPT_MESSAGES)
 
     @model_validator(mode="after")
     def _tree(self) -> Conversation:
@@ -139,15 +139,16 @@ class Store:
                 stale.unlink(missing_ok=True)
         self._known: dict[Path, tuple[tuple[int, int], Summary]] = {}  # path: (changed, size), what the list says
 
-    def list(self, tenant: str) -> list[Summary]:
+    def all(self, tenant: str) -> list[Summary]:
         """Newest first; damaged ones last, with what is wrong."""
         return sorted((self._summary(path) for path in self._paths(tenant)), key=_newest)
 
     def search(self, tenant: str, words: str) -> list[Summary]:
         """Those whose title or messages hold `words`, in whatever case, with the first place where they do."""
-        found, needle = [], words.casefold()
+        found: list[Summary] = []
+        needle = words.casefold()
         written = json.dumps(needle, ensure_ascii=False)[1:-1].casefold()  # as it stands in a file
-        for summary in self.list(tenant):
+        for summary in self.all(tenant):
             if len(found) == limits.FOUND or summary.get("damaged"):
                 break
             path = self._path(tenant, summary["id"])
@@ -205,7 +206,7 @@ class Store:
 
     def each(self, tenant: str) -> Iterator[Kept]:
         """All that can be read, newest first."""
-        for summary in self.list(tenant):
+        for summary in self.all(tenant):
             if not summary.get("damaged"):
                 try:
                     yield _read(self._path(tenant, summary["id"]))

@@ -14,6 +14,7 @@ import { alternatives, legend } from './tokens.js';
 import { Tree, titleOf } from './tree.js';
 import { nextTheme, themeName } from './look.js';
 
+const HERE = /^(localhost|127\.|\[::1\])/.test(location.hostname) ? 'this machine' : location.hostname;
 const EVERY = 4000; // ms between two saves of an answer that is being made
 
 class Page {
@@ -121,7 +122,7 @@ class Page {
     return [
       el('p', { class: 'name' }, model.name),
       el('p', {}, `${model.version}. ${model.context.toLocaleString('en')} tokens of context${window}.`),
-      this.state === 'ready' ? el('p', { class: 'aside' }, 'Everything stays on this machine.') : el('p', { class: 'waiting' }, this.#hint()),
+      this.state === 'ready' ? el('p', { class: 'aside' }, `Everything stays on ${HERE}.`) : el('p', { class: 'waiting' }, this.#hint()),
     ];
   }
 
@@ -299,6 +300,7 @@ class Page {
   }
 
   #escape() {
+    if (document.querySelector(':popover-open, dialog[open]')) return; // these close themselves
     if (this.speaking) this.stop();
     else if (document.body.classList.contains('shelf-open')) this.#shelf(false);
     else if (this.sheet.shown) this.sheet.toggle(false);

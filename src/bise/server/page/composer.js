@@ -1,5 +1,5 @@
 // The field at the foot: what is typed is sent with Enter; while an answer is made, the button stops it.
-import { byId } from './dom.js';
+import { byId, fit } from './dom.js';
 
 export class Composer {
   /** act: {send(text), stop(), editLast()} */
@@ -11,7 +11,7 @@ export class Composer {
     this.speaking = false;
     this.form.addEventListener('submit', (event) => { event.preventDefault(); this.#submit(); });
     this.field.addEventListener('keydown', (event) => this.#key(event));
-    this.field.addEventListener('input', () => this.fit());
+    this.field.addEventListener('input', () => fit(this.field));
   }
 
   /** speaking: the button stops; ready: the model can be asked. */
@@ -27,19 +27,12 @@ export class Composer {
     this.field.focus();
   }
 
-  /** As tall as its text; browsers that know field-sizing do it themselves. */
-  fit() {
-    if (CSS.supports('field-sizing', 'content')) return;
-    this.field.style.setProperty('height', 'auto');
-    this.field.style.setProperty('height', `${this.field.scrollHeight}px`);
-  }
-
   #submit() {
     if (this.speaking) return this.act.stop();
     const text = this.field.value.trim();
     if (!text || !this.ready) return;
     this.field.value = '';
-    this.fit();
+    fit(this.field);
     this.act.send(text);
   }
 

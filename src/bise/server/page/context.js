@@ -64,7 +64,7 @@ function parts(usage, before, system, context) {
 
 function summary(rest, window, first) {
   if (!window) return rest;
-  return first ? `${rest}, ${number(first)} of them behind the window` : `${rest}, all within the window`;
+  return first ? `${rest}, ${number(first)} rolled out of the window` : `${rest}, all within the window`;
 }
 
 function segment({ kind, size, from }, context, first, tell) {

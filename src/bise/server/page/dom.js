@@ -32,6 +32,13 @@ export function seconds(s) {
   return s < 9.95 ? `${s.toFixed(1)} s` : `${Math.round(s)} s`;
 }
 
+/** A field as tall as its text; browsers that know field-sizing do it themselves. */
+export function fit(area) {
+  if (CSS.supports('field-sizing', 'content')) return;
+  area.style.setProperty('height', 'auto');
+  area.style.setProperty('height', `${area.scrollHeight}px`);
+}
+
 let hiding = 0;
 
 /** One line at the foot of the page; with an action (label, function) it can be answered. */

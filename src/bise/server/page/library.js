@@ -11,7 +11,33 @@ export const load = async (id) => new Tree(await ask('GET', `${ROOT}/${id}`));
 export const remove = (id) => ask('DELETE', `${ROOT}/${id}`);
 export const rename = (id, title) => ask('PATCH', `${ROOT}/${id}`, { title });
 export const exported = (id) => ask('GET', id ? `${ROOT}/${id}/export` : `${ROOT}/export`);
-export const imported = async (file) => (await ask('POST', `${ROOT}/import`, file)).imported;
+
+const MOST = 4_000_000; // characters of one import: the server takes bodies of 8 MiB
+
+/** An export becomes new conversations, in as many requests as it needs; -> their ids. */
+export async function imported(file) {
+  const ids = [];
+  for (const conversations of parcels(file.conversations)) {
+    ids.push(...(await ask('POST', `${ROOT}/import`, { ...file, conversations })).imported);
+  }
+  return ids;
+}
+
+function parcels(conversations) {
+  if (!Array.isArray(conversations)) return [conversations]; // no export: the server says what is wrong with it
+  const parcels = [[]];
+  let size = 0;
+  for (const each of conversations) {
+    const more = JSON.stringify(each).length;
+    if (size && size + more > MOST) {
+      parcels.push([]);
+      size = 0;
+    }
+    parcels.at(-1).push(each);
+    size += more;
+  }
+  return parcels;
+}
 
 const last = new WeakMap(); // tree -> its save that is under way, or waits
 let open = 0;

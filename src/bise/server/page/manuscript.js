@@ -1,6 +1,6 @@
 // For a model without a chat format: one text that the model goes on with. Its tree has the same messages; the text is
 // what the path says, end to end.
-import { byId, el, word } from './dom.js';
+import { byId, el, fit, word } from './dom.js';
 import { branches, happening } from './message.js';
 import { Strip } from './tokens.js';
 
@@ -15,6 +15,7 @@ export class Manuscript {
     this.tools = el('footer', { class: 'tools' });
     this.state = el('div', { class: 'state' });
     this.node = el('div', { class: 'turn writing' }, this.field, this.state, this.tools, this.strip);
+    this.field.addEventListener('input', () => fit(this.field));
     this.field.addEventListener('keydown', (event) => {
       if (event.key !== 'Enter' || !(event.ctrlKey || event.metaKey)) return;
       event.preventDefault();
@@ -31,6 +32,7 @@ export class Manuscript {
     const path = tree.path;
     const text = path.map((message) => message.content).join('');
     if (path.length && this.field.value !== text) this.field.value = text;
+    fit(this.field);
     this.field.readOnly = Boolean(answer);
     const last = path.at(-1);
     this.state.replaceChildren(...(last?.role === 'assistant' ? happening(last, answer) : []));

@@ -1,9 +1,9 @@
 // One message on the page: its words, what is happening to it, and what can be done with it.
-import { el, number, word } from './dom.js';
+import { el, fit, number, word } from './dom.js';
 import { Live } from './markdown.js';
 import { Strip } from './tokens.js';
 
-const ENDS = { length: 'Cut off: the longest answer was reached.', stopped: 'Stopped.' };
+const ENDS = { length: 'Cut off: it reached the limit of tokens.', stopped: 'Stopped.' };
 
 export class MessageView {
   /** act: {copy, edit, regenerate, proceed, branch, token}, each called with the message first. */
@@ -82,8 +82,10 @@ export class MessageView {
       event.preventDefault();
       event.stopPropagation();
     });
+    area.addEventListener('input', () => fit(area));
     this.words.replaceChildren(area, el('div', { class: 'edit-tools' }, word('Send as a new branch', done), word('Cancel', close)));
     area.focus();
+    fit(area);
   }
 }
 
@@ -93,7 +95,8 @@ export function happening({ finish, error }, answer) {
   if (!answer) return ENDS[finish] ? [el('p', { class: 'aside' }, ENDS[finish])] : [];
   if (answer.state === 'busy') {
     const left = Math.max(1, Math.ceil((answer.until - Date.now()) / 1000));
-    return [el('p', { class: 'aside' }, `${sentence(answer.why.message)} Asking again in ${left} s.`)];
+    const what = answer.why.status === 429 ? 'The server is busy.' : 'The engine is not running yet.';
+    return [el('p', { class: 'aside', title: answer.why.message }, `${what} Asking again in ${left} s.`)];
   }
   if (answer.state === 'reading') return [reading(answer.progress)];
   return answer.state === 'waiting' ? [el('p', { class: 'aside waiting' }, 'Waiting')] : [];

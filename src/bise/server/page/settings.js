@@ -48,8 +48,14 @@ export class Sheet {
     else this.button.focus();
   }
 
+  /** Drawn again only where something else is to be shown: a field that is being typed in stays. */
   show(settings, chat = true) {
-    this.settings = { ...OWN, ...settings };
+    const now = JSON.stringify([{ ...OWN, ...settings }, chat]);
+    if (now !== JSON.stringify([this.settings, this.chat])) this.#draw({ ...OWN, ...settings }, chat);
+  }
+
+  #draw(settings, chat) {
+    Object.assign(this, { settings, chat });
     const rows = [...SLIDERS.map((row) => this.#slider(...row)), ...NUMBERS.map((row) => this.#number(...row))];
     this.box.replaceChildren(
       el('div', { class: 'sheet-head' }, el('h2', {}, 'Settings'), word('Close', () => this.toggle(false))),
@@ -64,7 +70,7 @@ export class Sheet {
   }
 
   #reset(chat) {
-    this.show({ ...OWN }, chat);
+    this.#draw({ ...OWN }, chat);
     this.changed({ ...this.settings });
   }
 

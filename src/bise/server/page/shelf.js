@@ -13,6 +13,10 @@ export class Shelf {
     this.current = null;
     let soon = 0;
     this.search.addEventListener('input', () => { clearTimeout(soon); soon = setTimeout(() => this.refresh(), 150); });
+    this.search.addEventListener('keydown', (event) => {
+      if (event.key === 'ArrowDown') this.box.querySelector('a')?.focus();
+      else if (event.key === 'Enter') this.box.querySelector('a')?.click();
+    });
     this.box.addEventListener('keydown', (event) => this.#walk(event));
     byId('export').addEventListener('click', () => this.#export(null, 'bise-conversations'));
     byId('import').addEventListener('click', () => byId('import-file').click());
@@ -23,7 +27,7 @@ export class Shelf {
     const words = this.search.value.trim();
     try {
       const found = await library.list(words);
-      if (words === this.search.value.trim()) this.#draw(found, words);
+      if (words === this.search.value.trim() && !this.renaming) this.#draw(found, words);
     } catch (error) {
       this.box.replaceChildren(el('p', { class: 'aside' }, error.message));
     }
@@ -65,10 +69,10 @@ export class Shelf {
 
   #rename(item, id, name) {
     const field = el('input', { class: 'rename', 'aria-label': 'New title', maxlength: 200, value: name });
-    let over = false;
+    this.renaming = true; // the list stands still
     const done = async (keep) => {
-      if (over) return;
-      over = true;
+      if (!this.renaming) return;
+      this.renaming = false;
       const title = field.value.trim();
       if (keep && title && title !== name) await this.#told(async () => this.act.renamed(id, await library.rename(id, title)));
       await this.refresh();

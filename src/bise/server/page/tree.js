@@ -61,11 +61,6 @@ export class Tree {
     return next;
   }
 
-  drop(message) {
-    this.messages.delete(message.id);
-    if (this.current === message.id) this.current = message.parent;
-  }
-
   #children(message) {
     return [...this.messages.values()].filter((other) => other.parent === message.id);
   }
