@@ -46,7 +46,7 @@ def is_well(server: Server) -> None:
 def test_our_openapi_document(start: Any, tmp_path: Path) -> None:
     server = start("--slots", "4")
     report = tried(server, tmp_path, 40, 1)
-    assert report["operations"]["tested"] >= 20 and report["test_cases"]["generated"] > 300
+    assert report["operations"]["tested"] >= 20 and report["test_cases"]["generated"] > 100
     is_well(server)
 
 
