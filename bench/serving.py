@@ -2,7 +2,7 @@
 """Load on a server: how fast for how many, and whether it keeps its word when clients leave, crowd or take too much.
 
     python bench/serving.py sweep MODEL.gguf [--against llama-server,llama-cpp-python] [--clients 1,2,4,8,16,32]
-    python bench/serving.py intruder|vanish|crowd|hog MODEL.gguf
+    python bench/serving.py intruder|vanish|crowd|hog|crash MODEL.gguf
     python bench/serving.py soak [--hours 2] --save soak.json                      its course is in soak.jsonl
     python bench/serving.py sweep --url http://127.0.0.1:8080/v1 [--key KEY]       a server that runs already
     python bench/serving.py client                                                 what the load generator can take
@@ -21,16 +21,18 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from serving import crowd, hog, intruder, soak, sweep, vanish
+from serving import crash, crowd, hog, intruder, soak, sweep, vanish
 from serving.checks import Check
 from serving.client import Target, send
-from serving.servers import KINDS, start
+from serving.servers import KINDS, free_port, start
 
 from bise.api import BUILT_IN
 from bise.bench.machine import machine, others
@@ -162,6 +164,17 @@ async def run_soak(a: argparse.Namespace) -> Found:
     return await with_server(a, 4, measure)
 
 
+async def run_crash(a: argparse.Namespace) -> Found:
+    """A server of its own, whatever --url says: it is killed."""
+    with tempfile.TemporaryDirectory(prefix="bise-") as data:
+        port = free_port()
+        anew = partial(start, a.server, a.model or BUILT_IN, crash.STREAMS, a.context, a.threads, data, port)
+        async with anew() as server:
+            figures, checks = await crash.crash_worker(server, server.target(), int(a.clients or 3))
+            more, also = await crash.crash_server(anew, server, server.target())
+    return figures | more, checks + also
+
+
 async def run_client(a: argparse.Namespace) -> Found:
     """What the load generator takes of a server that costs nothing."""
     process = subprocess.Popen(
@@ -188,7 +201,7 @@ async def run_client(a: argparse.Namespace) -> Found:
 
 SCENARIOS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, Found]]] = {
     "sweep": run_sweep, "intruder": run_intruder, "vanish": run_vanish, "crowd": run_crowd, "hog": run_hog,
-    "soak": run_soak, "client": run_client,
+    "soak": run_soak, "crash": run_crash, "client": run_client,
 }  # fmt: skip
 
 

@@ -31,8 +31,8 @@ class Kind:
     extra: dict[str, Any]
     about: str
 
-    def command(self, file: Path, port: int, clients: int, context: int, threads: int) -> list[str]:
-        """context: tokens for each of `clients` at once."""
+    def command(self, file: Path, port: int, clients: int, context: int, threads: int, data: str) -> list[str]:
+        """context: tokens for each of `clients` at once. data: a folder for what it keeps."""
         at = ["--host", "127.0.0.1", "--port", str(port)]
         if self.name == "llama-server":
             binary = shutil.which("llama-server") or "llama-server"
@@ -42,7 +42,8 @@ class Kind:
             size = ["--n_ctx", str(context), "--n_threads", str(threads), "--n_threads_batch", str(threads)]
             return [sys.executable, "-m", "llama_cpp.server", "--model", str(file), *at, *size]
         slots = ["--slots", str(clients), "--context", str(context), "--threads", str(threads)]
-        return [sys.executable, "-m", "bise", "serve", str(file), "--port", str(port), "--format", "v1", *slots]
+        more = ["--format", "v1", "--data", data]
+        return [sys.executable, "-m", "bise", "serve", str(file), "--port", str(port), *more, *slots]
 
 
 KINDS = {
@@ -122,8 +123,13 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def start(
-    name: str, file: Path, clients: int, context: int, threads: int
-) -> contextlib.AbstractAsyncContextManager[Server]:
-    port = free_port()
-    return running(KINDS[name].command(file, port, clients, context, threads), KINDS[name], port)
+@contextlib.asynccontextmanager
+async def start(
+    name: str, file: Path, clients: int, context: int, threads: int, data: str = "", port: int = 0
+) -> AsyncIterator[Server]:
+    """A server until the block ends; with a folder and a port of its own where none are given."""
+    port = port or free_port()
+    with tempfile.TemporaryDirectory(prefix="bise-") as own:
+        command = KINDS[name].command(file, port, clients, context, threads, data or own)
+        async with running(command, KINDS[name], port) as server:
+            yield server

@@ -25,7 +25,8 @@ LOOK = 30.0  # seconds between two looks at the processes, and two rounds of can
 WARM = 600.0  # seconds after which memory has to be flat
 BAD: list[Any] = [
     b"", b"{", b"[]", b"null", b'{"messages": NaN}', b"\xff\xfe{}", b'{"a":' * 2000, {}, {"messages": []},
-    {"messages": [{}]}, {"messages": [{"role": "king", "content": "x"}]}, {"messages": [{"role": "user", "content": 5}]},
+    {"messages": [{}]}, {"messages": [{"role": "king", "content": "x"}]},
+    {"messages": [{"role": "user", "content": 5}]},
     {"max_tokens": -1}, {"max_tokens": 1e30}, {"temperature": -1}, {"top_p": 5}, {"n": 10**9}, {"stop": [""]},
     {"logit_bias": {"99999999": 1}}, {"top_logprobs": 10**6, "logprobs": True}, {"seed": -1}, {"no_such_field": 1},
     {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "http://x/y"}}}},

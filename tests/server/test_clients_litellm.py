@@ -75,7 +75,9 @@ def test_faults(server: Server, where: dict[str, Any]) -> None:
     """Each under the name that programs catch, after one request: what fails again the same way is not tried again."""
     before = {line["id"] for line in server.lines()}
     with pytest.raises(litellm.BadRequestError):
-        litellm.completion(f"openai/{server.model}", [{"role": "user", "content": "fox " * 2000}], num_retries=3, **where)
+        litellm.completion(
+            f"openai/{server.model}", [{"role": "user", "content": "fox " * 2000}], num_retries=3, **where
+        )
     with pytest.raises(litellm.NotFoundError):
         litellm.completion("openai/nobody", STORY, **where)
     with pytest.raises(litellm.BadRequestError):

@@ -61,7 +61,7 @@ class File(Strict):
     """An export: of one conversation, of some, or of all."""
 
     format: Literal["bise-conversations"]
-    conversations: Annotated[list[Imported], Field(min_length=1, max_length=limits.CONVERSATIONS)]
+    conversations: Annotated[list[Imported], Field(max_length=limits.CONVERSATIONS)]
 
 
 class Taken(BaseModel):

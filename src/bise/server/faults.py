@@ -10,7 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import compile_path
 
 from ..errors import BiseError, BusyError, ContextError, DownError
 
@@ -85,11 +86,23 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+class AnthropicDetail(BaseModel):
+    type: str
+    message: str
+
+
+class AnthropicError(BaseModel):
+    """What /v1/messages says instead."""
+
+    type: Literal["error"]
+    error: AnthropicDetail
+
+
+def refusals(*statuses: int, shape: type[BaseModel] = ErrorBody) -> dict[int | str, dict[str, Any]]:
     """FastAPI's `responses` for a route that may answer with these; a body that can be too large can be no JSON too."""
     if 413 in statuses:
         statuses = (*statuses, 415)
-    return {s: {"model": ErrorBody, "description": MEANINGS[s]} for s in statuses}
+    return {s: {"model": shape, "description": MEANINGS[s]} for s in statuses}
 
 
 class Fault(HTTPException):
@@ -143,8 +156,18 @@ def answer(request: Request, error: BaseException) -> Response:
     fault = Fault.of(error)
     headers = dict(fault.headers or {})
     if isinstance(error, HTTPException) and error.headers:
-        headers |= error.headers  # Allow, with 405
+        headers |= error.headers
+    if fault.status_code == 405:
+        headers["Allow"] = _allowed(request) or headers.get("Allow", "")
     return JSONResponse(fault.said(request.url.path), fault.status_code, headers)
+
+
+def _allowed(request: Request) -> str:
+    """Every method of a path. Starlette names those of the path's first route only."""
+    for template, operations in request.app.openapi()["paths"].items():
+        if compile_path(template)[0].fullmatch(request.url.path):
+            return ", ".join(sorted(method.upper() for method in operations))
+    return ""
 
 
 def install(app: FastAPI) -> None:

@@ -18,7 +18,7 @@ from . import content, limits, models, replies
 from .answers import Answers
 from .body import Route
 from .events import Events, event, unless_gone
-from .faults import Fault, refusals
+from .faults import AnthropicError, Fault, refusals
 from .replies import Reply, Wish
 from .settings import Settings, Stop
 
@@ -78,7 +78,10 @@ class MessageObject(BaseModel):
 
 @router.post(
     "/v1/messages", response_model=None,
-    responses={200: models.streamed(MessageObject), **refusals(400, 401, 403, 404, 413, 429, 500, 503)},
+    responses={
+        200: models.streamed(MessageObject),
+        **refusals(400, 401, 403, 404, 413, 429, 500, 503, shape=AnthropicError),
+    },
 )  # fmt: skip
 async def create(request: Request, body: MessagesRequest) -> Response:
     """Reply to a conversation (Anthropic's messages API)."""
@@ -97,7 +100,7 @@ async def create(request: Request, body: MessagesRequest) -> Response:
 
 @router.post(
     "/v1/messages/count_tokens", response_model=None,
-    responses={200: {"model": Count}, **refusals(400, 401, 403, 404, 413)},
+    responses={200: {"model": Count}, **refusals(400, 401, 403, 404, 413, shape=AnthropicError)},
 )  # fmt: skip
 async def count_tokens(request: Request, body: Conversation) -> Response:
     """How many tokens the conversation is, as it would be read."""

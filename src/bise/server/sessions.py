@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import anyio
 from fastapi import APIRouter
@@ -48,7 +48,12 @@ class Session(BaseModel):
     created: int
 
 
-@router.get("", response_model=None, responses={200: {"model": list[Session]}, **refusals(401, 403)})
+class Sessions(BaseModel):
+    object: Literal["list"]
+    data: list[Session]
+
+
+@router.get("", response_model=None, responses={200: {"model": Sessions}, **refusals(401, 403)})
 async def sessions(request: Request) -> Response:
     """The saved sessions, by name."""
     return JSONResponse({"object": "list", "data": await anyio.to_thread.run_sync(_list, _folder(request))})
