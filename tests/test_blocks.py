@@ -100,8 +100,8 @@ def test_memory_is_bounded_and_the_oldest_goes(puff: Model) -> None:
     while stack:
         node = stack.pop()
         stack += node.children.values()
-        counted += node.data is not None
-        assert node.children or node.data is not None or node is engine.blocks._root, "a branch that leads nowhere"
+        counted += node.place is not None
+        assert node.children or node.place is not None or node is engine.blocks._root, "a branch that leads nowhere"
     assert counted == room
 
 

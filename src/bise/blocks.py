@@ -4,7 +4,8 @@ A rolling buffer forgets what has left the window, and a sequence that is given 
 about to be lost is copied here, block by block, into a tree whose edges are 32 ids each: texts that begin alike share
 their blocks, and a text can be taken up at any multiple of 32. That needs only the blocks that the next token sees, so
 with a window of W tokens W / 32 of them, however long the text. Ids are compared, never hashes of them, and a text that
-was read under one salt is never found under another. The memory is bounded: the block that was used longest ago goes.
+was read under one salt is never found under another. The memory is taken once, and when it is full, the block that was
+used longest ago goes.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ BLOCK = TILE  # tokens; a ring's size is a multiple of it, so a block lies in on
 
 
 class Node:
-    """32 tokens after those of its parent. data: their keys and values, where they are here."""
+    """32 tokens after those of its parent. place: where in the memory their keys and values are, if they are."""
 
-    __slots__ = ("children", "data", "key", "parent")
+    __slots__ = ("children", "key", "parent", "place")
 
     def __init__(self, parent: Node | None = None, key: bytes = b"") -> None:
         self.parent, self.key = parent, key
         self.children: dict[bytes, Node] = {}
-        self.data: list[np.ndarray] | None = None
+        self.place: int | None = None
 
 
 class Blocks:
@@ -37,8 +38,11 @@ class Blocks:
     def __init__(self, cache: Cache, limit: int) -> None:
         self.cache, self.limit = cache, limit
         self._root = Node()
-        self._held: OrderedDict[Node, None] = OrderedDict()  # those with data, the longest unused first
-        self._size = cache.nbytes // len(cache.lengths) // cache.size * BLOCK  # bytes of a block
+        self._held: OrderedDict[Node, None] = OrderedDict()  # those with a place, the longest unused first
+        self._room = [(shape, kind, int(np.prod(shape)) * kind.itemsize) for shape, kind in cache.room(BLOCK)]
+        self._size = sum(nbytes for _, _, nbytes in self._room)
+        self._memory = np.empty((limit // self._size, self._size), np.uint8)
+        self._free = list(range(len(self._memory)))
 
     @property
     def nbytes(self) -> int:
@@ -53,16 +57,17 @@ class Blocks:
         and they are not here yet."""
         start = max(start, self.cache.oldest[sequence])
         first, last = -(-start // BLOCK), end // BLOCK
-        if first >= last or self.limit < self._size:
+        if first >= last or not len(self._memory):
             return
         path = self._path(salt, ids[: last * BLOCK], grow=True)
         for i, node in enumerate(path[first:], first):
-            if node.data is None:
-                node.data = self.cache.read(sequence, i * BLOCK, (i + 1) * BLOCK)
+            if node.place is None:
+                if not self._free:
+                    self._drop(next(iter(self._held)))
+                node.place = self._free.pop()
+                self.cache.read(sequence, i * BLOCK, self._parts(node.place))
             self._held[node] = None
             self._held.move_to_end(node)
-            while self.nbytes > self.limit:
-                self._drop(next(iter(self._held)))
 
     def known(self, salt: str, ids: Sequence[int]) -> int:
         """From how many tokens of `ids` on a sequence could be taken up."""
@@ -74,18 +79,26 @@ class Blocks:
         last = self._reach(path)
         first = self.cache.first_visible(last * BLOCK) // BLOCK
         for i in range(first, last):
-            data = path[i].data
-            assert data is not None  # `_reach` has seen to it
-            self.cache.write(sequence, i * BLOCK, data)
+            place = path[i].place
+            assert place is not None  # `_reach` has seen to it
+            self.cache.write(sequence, i * BLOCK, self._parts(place))
             self._held.move_to_end(path[i])
         self.cache.lengths[sequence], self.cache.oldest[sequence] = last * BLOCK, first * BLOCK
         return last * BLOCK
+
+    def _parts(self, place: int) -> list[np.ndarray]:
+        """A place in the memory as the arrays that the cache reads and writes."""
+        parts, at = [], 0
+        for shape, kind, nbytes in self._room:
+            parts.append(self._memory[place, at : at + nbytes].view(kind).reshape(shape))
+            at += nbytes
+        return parts
 
     def _reach(self, path: Sequence[Node]) -> int:
         """The most blocks of a path after which all that the next token sees is here."""
         reach = run = 0
         for n, node in enumerate(path, 1):
-            run = 0 if node.data is None else run + 1
+            run = 0 if node.place is None else run + 1
             if run >= n - self.cache.first_visible(n * BLOCK) // BLOCK:
                 reach = n
         return reach
@@ -106,9 +119,11 @@ class Blocks:
         return path[1:]
 
     def _drop(self, node: Node) -> None:
-        """Give back a block's memory, and the branch that led to nothing else."""
+        """Give back a block's place, and the branch that led to nothing else."""
         del self._held[node]
-        node.data = None
-        while node.parent is not None and node.data is None and not node.children:
+        assert node.place is not None
+        self._free.append(node.place)
+        node.place = None
+        while node.parent is not None and node.place is None and not node.children:
             del node.parent.children[node.key]
             node = node.parent

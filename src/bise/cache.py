@@ -122,17 +122,26 @@ class Cache:
         window = self.config.sliding_window
         return 0 if window is None else max(0, position - window + 1)
 
-    def read(self, sequence: int, start: int, end: int) -> list[np.ndarray]:
-        """A copy of what lies at positions start to end, less than a turn of the ring and within one; `write` puts it
-        back, into any sequence."""
-        slots, numpy = self._slots(start, end), self.ops.numpy
-        return [numpy(part[sequence][:, slots]).copy() for ring in self.rings for part in ring.parts]
+    def read(self, sequence: int, start: int, parts: Sequence[np.ndarray]) -> None:
+        """Copy what lies from position start on, within one turn of the ring, into `parts`: arrays (G, n, ...), one for
+        each part of each layer's ring. `write` puts it back, into any sequence."""
+        slots = self._slots(start, start + parts[0].shape[1])
+        for held, part in zip(self._parts(), parts, strict=True):
+            part[:] = self.ops.numpy(held[sequence][:, slots])
 
     def write(self, sequence: int, start: int, parts: Sequence[np.ndarray]) -> None:
-        """Lay down at position start what `read` gave. `lengths` and `oldest` are the caller's to set."""
+        """Lay down from position start on what `read` gave. `lengths` and `oldest` are the caller's to set."""
         slots = self._slots(start, start + parts[0].shape[1])
-        for held, part in zip((p for ring in self.rings for p in ring.parts), parts, strict=True):
+        for held, part in zip(self._parts(), parts, strict=True):
             held[sequence][:, slots] = self.ops.array(part)
+
+    def room(self, tokens: int) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape and type of each array that `read` fills with so many tokens."""
+        held = [self.ops.numpy(part[:1, :, :1]) for part in self._parts()]
+        return [((h.shape[1], tokens, h.shape[3]), h.dtype) for h in held]
+
+    def _parts(self) -> list[Array]:
+        return [part for ring in self.rings for part in ring.parts]
 
     def _slots(self, start: int, end: int) -> slice:
         return slice(start % self.size, start % self.size + end - start)
