@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from server.careless import swept  # noqa: F401
 from server.running import Server
 from server.talking import hasty, write_v3
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import bise
+from server.careless import swept  # noqa: F401
 from server.running import Server
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
