@@ -95,14 +95,47 @@ def test_memory_is_bounded_and_the_oldest_goes(puff: Model) -> None:
     assert engine.blocks.nbytes == room * size
     assert said(engine, text(300, 4)).reused > 0
     assert said(engine, text(300, 0)).reused == 0
-    counted = 0
-    stack = [engine.blocks._root]
+    assert_sound(engine.blocks)
+
+
+def assert_sound(blocks: Blocks) -> None:
+    """Every place belongs to one node that can be reached, or is free; and no branch leads nowhere."""
+    places, stack = list(blocks._free), [blocks._root]
     while stack:
         node = stack.pop()
         stack += node.children.values()
-        counted += node.place is not None
-        assert node.children or node.place is not None or node is engine.blocks._root, "a branch that leads nowhere"
-    assert counted == room
+        assert node.children or node.place is not None or node is blocks._root, "a branch that leads nowhere"
+        if node.place is not None:
+            places.append(node.place)
+            assert node in blocks._held
+    assert sorted(places) == list(range(len(blocks._memory)))
+
+
+@pytest.mark.parametrize("window", ["none", 128])
+@pytest.mark.parametrize("room", [4, 7, 40])
+def test_texts_that_begin_alike_come_and_go(room: int, window: int | str) -> None:
+    """Many, long and short, in a memory that holds few of their blocks: what is found is what was put there."""
+    model = bise.load(window=window)
+    cache = Cache(model.ops, model.config.with_window(None), 1, 1024)
+    cache.config = model.config
+    blocks, rng = Blocks(cache, room * (cache.nbytes // cache.size * BLOCK)), np.random.default_rng(room)
+    base = [text(400, seed) for seed in range(3)]
+    found = 0
+    for _ in range(400):
+        ids = [*base[rng.integers(3)][: rng.integers(400)], *text(int(rng.integers(300)), int(rng.integers(6)))]
+        cache.lengths[0], cache.oldest[0] = len(ids), int(rng.choice([0, 0, 2])) * BLOCK
+        for layer, ring in enumerate(cache.rings):
+            ring.k[0, 0, : len(ids), 0] = np.array(ids) % 1000 + layer
+        blocks.keep("ab"[rng.integers(2)], ids, 0, int(rng.choice([0, 0, 100])), len(ids))
+        assert_sound(blocks)
+        for ring in cache.rings:
+            ring.k[:] = 0
+        n = blocks.fill("a", ids, 0)
+        found += n
+        for layer, ring in enumerate(cache.rings):
+            seen = slice(cache.oldest[0], n)
+            np.testing.assert_array_equal(ring.k[0, 0, seen, 0], np.array(ids)[seen] % 1000 + layer)
+    assert found > 0
 
 
 def test_a_hole_is_never_jumped_over(puff: Model) -> None:

@@ -59,15 +59,21 @@ class Blocks:
         first, last = -(-start // BLOCK), end // BLOCK
         if first >= last or not len(self._memory):
             return
-        path = self._path(salt, ids[: last * BLOCK], grow=True)
-        for i, node in enumerate(path[first:], first):
+        if self.cache.config.sliding_window:  # of more than there is memory for: what the next token sees ...
+            first = max(first, last - len(self._memory))
+        else:  # ... or a beginning
+            last = min(last, first + len(self._memory))
+        ids = ids[: last * BLOCK]
+        known = [node for node in self._path(salt, ids)[first:] if node.place is not None]
+        for node in known:
+            self._held.move_to_end(node)
+        while len(self._free) < last - first - len(known):  # before the tree grows: an empty leaf would be cut off
+            self._drop(next(iter(self._held)))
+        for i, node in enumerate(self._path(salt, ids, grow=True)[first:], first):
             if node.place is None:
-                if not self._free:
-                    self._drop(next(iter(self._held)))
                 node.place = self._free.pop()
                 self.cache.read(sequence, i * BLOCK, self._parts(node.place))
-            self._held[node] = None
-            self._held.move_to_end(node)
+                self._held[node] = None
 
     def known(self, salt: str, ids: Sequence[int]) -> int:
         """From how many tokens of `ids` on a sequence could be taken up."""
