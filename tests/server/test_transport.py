@@ -182,7 +182,7 @@ def test_the_same_folder_twice(start: Callable[..., Server], tmp_path: Path) -> 
     second = start("--data", str(tmp_path / "new" / "folder"), ready=False)
     assert second.process.wait(30) == 2 and "is served by another bise" in second.log
     first.end(signal.SIGKILL)
-    until(lambda: start("--data", str(tmp_path / "new" / "folder")).url)
+    assert start("--data", str(tmp_path / "new" / "folder")).url
 
 
 def test_few_files(start: Callable[..., Server]) -> None:
