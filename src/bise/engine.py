@@ -321,7 +321,9 @@ class Engine:
             request.likely.append(top_logprobs(logits, request.alternatives))
         if request.draft:
             request.draft.extend([token])
-        if len(history) >= self.cache.context or len(request.tokens) >= request.max_tokens:
+        if request.sampler.ended:
+            request.finish_reason = "stop"
+        elif len(history) >= self.cache.context or len(request.tokens) >= request.max_tokens:
             request.finish_reason = "length"
         return request.finish_reason is None
 

@@ -156,6 +156,11 @@ class Sampler:
             self.match.accept(chosen)
         return chosen, float(raw[chosen] - log_sum_exp(raw))
 
+    @property
+    def ended(self) -> bool:
+        """Whether the text matches what it has to, and nothing can follow."""
+        return self.match is not None and self.match.stopped
+
     def _last(self, history: Sequence[int], window: int) -> Indices:
         """The last `window` ids, all for -1. Of a long text, what was there the last time is not converted again."""
         if 0 <= window <= SHORT:

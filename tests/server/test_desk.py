@@ -96,7 +96,7 @@ def test_a_bug_in_one_ask_is_ours_and_harms_no_other(capfd: pytest.CaptureFixtur
         assert good[2].finish == "length"
 
     with_desk(test)
-    assert "a request failed" in capfd.readouterr().err
+    assert "a request failed: TypeError" in capfd.readouterr().err
 
 
 def test_the_queue_is_bounded_and_leaving_it_makes_room() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import socket
@@ -48,7 +49,7 @@ class Desk:
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
-        self._closing = False
+        self._closing = asyncio.Event()
         self.ears: Callable[[Ask], Callable[[News], None]] | None = None  # who hears the news of an ask, too
         self._pace = 1.0  # seconds that an ask has lately taken, waiting left out
 
@@ -104,7 +105,7 @@ class Desk:
 
     async def close(self) -> None:
         """End the worker; every open ask gets an error."""
-        self._closing = True
+        self._closing.set()
         if self._writer:
             self._writer.close()
         if self._process:
@@ -159,7 +160,7 @@ class Desk:
 
     async def _keep_running(self, ready: asyncio.Future[None], progress: Callable[[int, int], None] | None) -> None:
         failures = 0
-        while not self._closing:
+        while not self._closing.is_set():
             began = time.monotonic()
             try:
                 await self._run(ready, progress)
@@ -168,7 +169,7 @@ class Desk:
                     ready.set_exception(error)
                     return
                 log.error("%s", error)
-            if self._closing:
+            if self._closing.is_set():
                 break
             line = f"the engine's process ended ({self._way_out()}) and is started again"
             if not ready.done():
@@ -178,7 +179,8 @@ class Desk:
             self.state, self.restarts = "down", self.restarts + 1
             self.fail(line)
             failures = 0 if time.monotonic() - began > STEADY else failures
-            await asyncio.sleep(PAUSES[min(failures, len(PAUSES) - 1)])
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), PAUSES[min(failures, len(PAUSES) - 1)])
             failures += 1
         self.state = "down"
         self.fail("the server is shutting down")

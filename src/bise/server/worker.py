@@ -12,9 +12,9 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Worker:
         self.engine: Engine = model.engine(slots, reuse)
         self.scheduler = Scheduler(self.engine)
         self.tickets: dict[int, Ticket] = {}
+        self._grammar = Grammar(model.tokenizer) if model.maybe_tokenizer else None
 
     def take(self, message: dict[str, Any]) -> None:
         """Something came in."""
@@ -95,17 +96,13 @@ class Worker:
         settings = dict(ask.sampling)
         settings["logit_bias"] = {int(i): bias for i, bias in settings.get("logit_bias", {}).items()}
         settings["dry_breakers"] = frozenset(settings.get("dry_breakers", ()))
-        match = self._grammar.match(ask.grammar, ask.start) if ask.grammar else None
+        match = self._grammar.match(ask.grammar, ask.start) if ask.grammar and self._grammar else None
         sampler = Sampler(Sampling(**settings), self.model.vocab_size, match)
         ends = frozenset() if ask.ignore_eos else self.model.stop_ids
         return Request(
             ask.prompt, sampler, ask.max_tokens, ends, salt=ask.salt, alternatives=ask.alternatives or 0,
             score=ask.score, embed=ask.embed,
         )  # fmt: skip
-
-    @cached_property
-    def _grammar(self) -> Grammar:
-        return Grammar(self.model.tokenizer)
 
     def _drop(self, ticket: Ticket) -> None:
         self.scheduler.cancel(ticket.request)
@@ -211,12 +208,14 @@ def _failure(error: Exception) -> News:
         return News(finish="error", error=str(error), status=400)
     if isinstance(error, MemoryError):
         return News(finish="error", error="there was not enough memory for this request: try again", status=503)
-    log.error("a request failed", exc_info=error)
+    frame = traceback.extract_tb(error.__traceback__)[-1:]  # the error's own words may hold a prompt: they are not told
+    log.error("a request failed: %s at %s", type(error).__name__, [f"{f.filename}:{f.lineno}" for f in frame])
     return News(finish="error", error=f"the engine failed: {type(error).__name__}", status=500)
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the server decides when to end
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the server decides when to end
+        signal.signal(number, signal.SIG_IGN)
     line = socket.socket(fileno=int(sys.argv[1]))
     inbox = Inbox()
 
