@@ -1,8 +1,9 @@
 """Logits to one token id.
 
-The order is llama.cpp's default chain: logit bias, penalties, DRY, the grammar, then what cuts the candidates down (top-k,
-typical, top-p, min-p, XTC), temperature last, then one draw. Mirostat, where it is on, takes the place of the cuts, after
-temperature. Temperature 0 takes the best token after bias, penalties and DRY; equal logits go to the lowest id.
+The order is llama.cpp's default chain: logit bias, penalties, DRY, the grammar, then what cuts the candidates down
+(top-k, typical, top-p, min-p, XTC), temperature last, then one draw. Mirostat, where it is on, takes the place of the
+cuts, after temperature. Temperature 0 takes the best token after bias, penalties and DRY; equal logits go to the lowest
+id.
 
 The cuts are in cuts.py; all that is here works on a vector x of n logits (float64).
 """
