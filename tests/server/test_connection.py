@@ -16,6 +16,7 @@ import uvicorn
 
 from bise.server import limits
 from bise.server.connection import Connection
+from bise.server.faults import Fault
 from bise.server.front import _look, _Web
 from bise.server.journal import Journal, Record
 from server.running import drained, until
@@ -31,7 +32,7 @@ class Small:
         self.left = threading.Event()  # a stream was given up
         journal = Journal(True, self.records.append)
         config = uvicorn.Config(
-            self._app, port=0, http=partial(Connection, most, journal), ws="none", lifespan="off", log_config=None,  # type: ignore[arg-type]
+            self._app, port=0, http=partial(Connection, most, journal, self._full), ws="none", lifespan="off", log_config=None,  # type: ignore[arg-type]
             interface="asgi3", proxy_headers=False, timeout_keep_alive=1,
         )  # fmt: skip
         self.web = _Web(config)
@@ -39,6 +40,9 @@ class Small:
         self.thread.start()
         until(lambda: self.web.started)
         self.port = self.web.servers[0].sockets[0].getsockname()[1]
+
+    def _full(self, path: str) -> Fault | None:
+        return Fault(429, "no room", code="x", retry_after=3) if path == "/full" else None
 
     async def _run(self) -> None:
         looking = asyncio.create_task(_look(self.web.server_state))
@@ -228,6 +232,18 @@ def test_old_reused_and_piled_up(small: Callable[..., Small], monkeypatch: pytes
             assert b" 200 " in answer and answer.endswith(b"\r\n1\r\n%d\r\n0\r\n\r\n" % i)
     pipelined = server.raw((HEAD + b"content-length: 2\r\n\r\nab") * 3 + b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n")
     assert pipelined.count(b" 200 ") == 4
+
+
+def test_turned_away_after_the_last_byte(small: Callable[..., Small]) -> None:
+    server = small()
+    with server.connect() as line:
+        line.sendall(b"POST /full HTTP/1.1\r\nhost: localhost\r\ncontent-length: 50000\r\n\r\n" + b"x" * 40_000)
+        time.sleep(0.1)
+        line.sendall(b"x" * 10_000)
+        answer = drained(line)
+    assert refusal(answer)[0] == 429 and b"retry-after: 3" in answer and b"connection: close" in answer
+    assert [(r.route, r.status) for r in server.records] == [("/full", 429)]
+    assert b" 200 " in server.raw(b"GET /full HTTP/1.0\r\n\r\n")
 
 
 def test_upgrades_are_not_taken(small: Callable[..., Small]) -> None:

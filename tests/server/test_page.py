@@ -55,7 +55,11 @@ def visit(chromium: Any, site: Server) -> Iterator[Callable[..., Page]]:
     contexts, complaints, strangers = [], [], []
 
     def begin(path: str = "/", server: Server = site, **options: Any) -> Page:
-        context = chromium.new_context(viewport={"width": 1100, "height": 800}, **options) if "viewport" not in options else chromium.new_context(**options)
+        context = (
+            chromium.new_context(viewport={"width": 1100, "height": 800}, **options)
+            if "viewport" not in options
+            else chromium.new_context(**options)
+        )
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(15_000)
@@ -111,7 +115,13 @@ def kept(page: Page, server: Server) -> dict[str, Any]:
 def keep(server: Server, *said: str, **more: Any) -> str:
     """A conversation that is there already; its id."""
     messages = [
-        {"id": f"m{i}", "parent": f"m{i - 1}" if i else None, "role": ("user", "assistant")[i % 2], "content": text, "finish": "stop" if i % 2 else ""}
+        {
+            "id": f"m{i}",
+            "parent": f"m{i - 1}" if i else None,
+            "role": ("user", "assistant")[i % 2],
+            "content": text,
+            "finish": "stop" if i % 2 else "",
+        }
         for i, text in enumerate(said)
     ]
     return api(server, "/api/conversations", {"title": said[0][:60], "messages": messages, **more})["id"]
@@ -133,7 +143,11 @@ def test_a_chat_streams_is_kept_and_comes_back(visit: Callable[..., Page], site:
     assert [m["role"] for m in file["messages"]] == ["user", "assistant"] * 2
     assert file["title"] == "Tell me a story about a red boat."
     answer = file["messages"][3]
-    assert answer["finish"] == "stop" and answer["usage"]["reused"] > 0 and answer["usage"]["completion"] == len(answer["tokens"])
+    assert (
+        answer["finish"] == "stop"
+        and answer["usage"]["reused"] > 0
+        and answer["usage"]["completion"] == len(answer["tokens"])
+    )
     assert "".join(text for text, _, _ in answer["tokens"]) == answer["content"]
     page.reload()
     page.locator(TURNS).nth(1).wait_for()
@@ -160,7 +174,10 @@ def test_edit_regenerate_and_branches(visit: Callable[..., Page], site: Server) 
     page.locator(TURNS).get_by_role("group", name="Branch 2 of 2").wait_for()
     assert page.locator(f"{TURNS} .words").inner_text() == second, "the youngest branch below is read"
     file = kept(page, site)
-    assert [m["content"] for m in file["messages"] if m["role"] == "user"] == ["Tell me a story about a cat.", "Tell me a story about a bird."]
+    assert [m["content"] for m in file["messages"] if m["role"] == "user"] == [
+        "Tell me a story about a cat.",
+        "Tell me a story about a bird.",
+    ]
     assert len(file["messages"]) == 5
 
 
@@ -213,9 +230,15 @@ def test_tokens_alternatives_and_a_fork(visit: Callable[..., Page], site: Server
     tokens = page.locator(".strip .token")
     answer = kept(page, site)["messages"][1]
     assert tokens.count() == len(answer["tokens"])
-    doubts = page.evaluate("() => [...document.querySelectorAll('.strip .token')].map(t => +t.style.getPropertyValue('--doubt'))")
+    doubts = page.evaluate(
+        "() => [...document.querySelectorAll('.strip .token')].map(t => +t.style.getPropertyValue('--doubt'))"
+    )
     assert doubts == pytest.approx([1 - math.exp(t[1]) for t in answer["tokens"]], abs=2e-3)
-    at = next(i for i, (text, _, others) in enumerate(answer["tokens"]) if i > 4 and others[0][0] == text and others[1][0].strip())
+    at = next(
+        i
+        for i, (text, _, others) in enumerate(answer["tokens"])
+        if i > 4 and others[0][0] == text and others[1][0].strip()
+    )
     tokens.nth(at).click()
     popover = page.locator(".alternatives")
     popover.wait_for()
@@ -230,7 +253,9 @@ def test_tokens_alternatives_and_a_fork(visit: Callable[..., Page], site: Server
     assert fork["content"].startswith(before + chosen) and len(fork["content"]) > len(before + chosen)
     assert fork["parent"] == "".join(answer["parent"]) and fork["tokens"][at][0] == chosen
     assert "".join(text for text, _, _ in fork["tokens"]) == fork["content"]
-    assert fork["usage"]["prompt"] == pytest.approx(answer["usage"]["prompt"], abs=3), "the fork's beginning counts as answer"
+    assert fork["usage"]["prompt"] == pytest.approx(answer["usage"]["prompt"], abs=3), (
+        "the fork's beginning counts as answer"
+    )
 
 
 def test_the_context_bar_tells_what_is_where(visit: Callable[..., Page], site: Server) -> None:
@@ -269,7 +294,14 @@ def test_busy_is_waited_for(visit: Callable[..., Page], site: Server) -> None:
         if len(refused) >= 2:
             return route.continue_()
         refused.append(1)
-        body = {"error": {"message": "2 requests are running and 2 wait, as many as may", "type": "x", "param": None, "code": None}}
+        body = {
+            "error": {
+                "message": "2 requests are running and 2 wait, as many as may",
+                "type": "x",
+                "param": None,
+                "code": None,
+            }
+        }
         route.fulfill(status=429 if len(refused) == 1 else 503, headers={"Retry-After": "1"}, json=body)
 
     page.route("**/v1/chat/completions", refuse)
@@ -281,7 +313,10 @@ def test_busy_is_waited_for(visit: Callable[..., Page], site: Server) -> None:
 
 def test_a_lost_connection_keeps_what_was_said(visit: Callable[..., Page], site: Server) -> None:
     page = visit()
-    events = [{"choices": [], "progress": {"read": 5, "total": 9, "reused": 0}}, {"choices": [{"delta": {"content": "It began"}}]}]
+    events = [
+        {"choices": [], "progress": {"read": 5, "total": 9, "reused": 0}},
+        {"choices": [{"delta": {"content": "It began"}}]},
+    ]
     body = "".join(f"data: {json.dumps(e)}\n\n" for e in events)
     page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
     say(page, "Tell me a story about a storm.")
@@ -320,7 +355,10 @@ def test_a_prompt_that_does_not_fit_is_told(visit: Callable[..., Page], site: Se
 def test_a_model_that_loads_is_waited_for(visit: Callable[..., Page], site: Server) -> None:
     page = visit("/page/icon.svg")
     states = ["loading", "loading", "down"]
-    page.route("**/health", lambda route: route.fulfill(status=503, json={"status": states.pop(0)}) if states else route.continue_())
+    page.route(
+        "**/health",
+        lambda route: route.fulfill(status=503, json={"status": states.pop(0)}) if states else route.continue_(),
+    )
     page.goto(site.url)
     page.get_by_placeholder("The model is loading").wait_for()
     assert page.locator("#send").is_disabled()
@@ -350,7 +388,9 @@ def test_search_rename_delete_undo_export_import(visit: Callable[..., Page], sit
     page.fill("#search", "ZEPHYRETTE")
     page.locator("#shelf-list h2").get_by_text("Found").wait_for()
     assert page.locator(".item").count() == 1
-    assert page.locator(".item .snippet").inner_text() == "Down the Rhône, and it is a <b>cold</b> wind called zephyrette."
+    assert (
+        page.locator(".item .snippet").inner_text() == "Down the Rhône, and it is a <b>cold</b> wind called zephyrette."
+    )
     assert page.locator(".item mark").inner_text() == "zephyrette"
     page.fill("#search", "")
     page.locator(".item.here").get_by_role("button", name="Rename").click()
@@ -371,7 +411,9 @@ def test_search_rename_delete_undo_export_import(visit: Callable[..., Page], sit
     page.locator("#import-file").set_input_files(path)
     page.get_by_text("Imported 1 conversation.").wait_for()
     assert len(api(site, "/api/conversations")["conversations"]) == before + 1
-    (tmp_path / "bad.json").write_text('{"format": "bise-conversations", "conversations": [{"messages": [{"id": "../x"}]}]}')
+    (tmp_path / "bad.json").write_text(
+        '{"format": "bise-conversations", "conversations": [{"messages": [{"id": "../x"}]}]}'
+    )
     page.locator("#import-file").set_input_files(tmp_path / "bad.json")
     page.locator("#notice").get_by_text("messages").wait_for()
     page.expect_complaints()  # a 400 on the console
@@ -393,7 +435,9 @@ def test_two_tabs_keep_both(visit: Callable[..., Page], site: Server) -> None:
     two.expect_complaints()  # the 409 on the console
 
 
-def test_a_tenant_has_a_shelf_of_its_own(visit: Callable[..., Page], start: Callable[..., Server], tmp_path: Path) -> None:
+def test_a_tenant_has_a_shelf_of_its_own(
+    visit: Callable[..., Page], start: Callable[..., Server], tmp_path: Path
+) -> None:
     keys = tmp_path / "keys"
     keys.write_text("anna-anna-anna-anna\nben-ben-ben-ben-ben\n")
     keys.chmod(0o600)
@@ -500,8 +544,23 @@ def test_strangers_words_are_words(visit: Callable[..., Page], live: bool) -> No
     for attack in [*ATTACKS, "\n\n".join(ATTACKS)]:
         found = page.evaluate(RENDER, [attack, live])
         assert set(found["tags"]) <= FINE, (attack, found["html"])
-        assert set(found["attributes"]) <= {"href", "title", "target", "rel", "class", "tabindex", "role", "aria-label", "type", "data-copy", "start"}, attack
-        assert all(p in ("http:", "https:") and "noopener" in rel and "noreferrer" in rel and t == "_blank" for p, rel, t in found["links"]), attack
+        assert set(found["attributes"]) <= {
+            "href",
+            "title",
+            "target",
+            "rel",
+            "class",
+            "tabindex",
+            "role",
+            "aria-label",
+            "type",
+            "data-copy",
+            "start",
+        }, attack
+        assert all(
+            p in ("http:", "https:") and "noopener" in rel and "noreferrer" in rel and t == "_blank"
+            for p, rel, t in found["links"]
+        ), attack
         if "<" in attack and "://" not in attack and "```" not in attack and "(<" not in attack:
             assert "<" in found["text"], f"{attack} lost its brackets: {found['text']}"
 
@@ -510,7 +569,10 @@ def test_a_strangers_answer_in_the_chat(visit: Callable[..., Page], site: Server
     """The same through the store and the whole page: title, search, messages, tokens."""
     bad = "\n\n".join(ATTACKS)
     tokens = [[piece, -0.5, [[piece, -0.5], ["<b>", -1]]] for piece in ATTACKS]
-    messages = [{"id": "a", "parent": None, "role": "user", "content": bad}, {"id": "b", "parent": "a", "role": "assistant", "content": bad, "tokens": tokens}]
+    messages = [
+        {"id": "a", "parent": None, "role": "user", "content": bad},
+        {"id": "b", "parent": "a", "role": "assistant", "content": bad, "tokens": tokens},
+    ]
     id = api(site, "/api/conversations", {"title": "<img src=x onerror=alert(1)>", "messages": messages})["id"]
     page = visit(f"/#{id}")
     page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
@@ -576,14 +638,17 @@ PIECES = ["*a ", "**", "[", "[a](", "`", "``a` ", "> ", "- ", "  - a\n", "~", "_
 def test_no_text_takes_long(visit: Callable[..., Page]) -> None:
     """60,000 characters of anything are drawn within a second or so, not within the square of it."""
     page = visit()
-    took = page.evaluate("""async (pieces) => {
+    took = page.evaluate(
+        """async (pieces) => {
       const { render } = await import('/page/markdown.js');
       return pieces.map((piece) => {
         const text = piece.repeat(60000 / piece.length), began = performance.now();
         render(text);
         return [piece, performance.now() - began];
       });
-    }""", PIECES)
+    }""",
+        PIECES,
+    )
     assert [(piece, ms) for piece, ms in took if ms > 2000] == []
 
 
@@ -594,15 +659,23 @@ def test_code_is_coloured_without_changing_it(visit: Callable[..., Page]) -> Non
         "sql": "SELECT a FROM b -- where\nWHERE c = 'x'", "nosuch": "if 1", "rust": "fn main() { let c = 'x'; }", "json": '{"a": [1, true]}',
     }  # fmt: skip
     for name, code in samples.items():
-        text, kinds = page.evaluate("""async ([code, name]) => {
+        text, kinds = page.evaluate(
+            """async ([code, name]) => {
           const { colour } = await import('/page/code.js');
           const box = document.createElement('pre');
           box.append(...colour(code, name));
           return [box.textContent, [...box.querySelectorAll('span')].map((s) => [s.className, s.textContent])];
-        }""", [code, name])
+        }""",
+            [code, name],
+        )
         assert text == code
         if name == "python":
-            assert ["comment", "# no"] in kinds and ["keyword", "def"] in kinds and ["number", "0x1F"] in kinds and ["string", '"a\\"b"'] in kinds
+            assert (
+                ["comment", "# no"] in kinds
+                and ["keyword", "def"] in kinds
+                and ["number", "0x1F"] in kinds
+                and ["string", '"a\\"b"'] in kinds
+            )
             assert ["keyword", "if"] not in kinds
 
 
@@ -674,11 +747,13 @@ def test_everything_has_a_name_and_shows_its_focus(visit: Callable[..., Page], s
     seen = set()
     for _ in range(40):
         page.keyboard.press("Tab")
-        seen.add(page.evaluate("""() => {
+        seen.add(
+            page.evaluate("""() => {
           const e = document.activeElement, s = getComputedStyle(e), form = e.closest('.composer, #shelf');
           const shown = s.outlineStyle !== 'none' || (form && getComputedStyle(e).borderBottomColor) || e.classList.contains('turn');
           return (shown ? '' : 'unseen ') + e.tagName;
-        }"""))
+        }""")
+        )
     assert not [each for each in seen if each.startswith("unseen") and "BODY" not in each]
 
 
@@ -736,7 +811,9 @@ def test_every_colour_can_be_read(visit: Callable[..., Page], site: Server) -> N
           const found = getComputedStyle(t).backgroundColor.match(/oklab\\([^/]*(?:\\/ ([\\d.]+))?\\)/);
           return Number(found[1] ?? 1);
         })""")
-        assert alphas == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 0.999], abs=0.01), "even steps of probability are even steps of colour"
+        assert alphas == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 0.999], abs=0.01), (
+            "even steps of probability are even steps of colour"
+        )
         luminances = page.evaluate(LUMINANCE, [list(step) for step in steps])
         assert luminances == sorted(luminances, reverse=scheme == "light"), "lightness alone tells them apart"
 
@@ -775,7 +852,9 @@ def test_a_phone(visit: Callable[..., Page], site: Server) -> None:
 # --- a model that does not chat
 
 
-def test_a_base_model_goes_on_with_a_text(visit: Callable[..., Page], start: Callable[..., Server], tmp_path: Path) -> None:
+def test_a_base_model_goes_on_with_a_text(
+    visit: Callable[..., Page], start: Callable[..., Server], tmp_path: Path
+) -> None:
     data = BUILT_IN.read_bytes()
     (tmp_path / "base.gguf").write_bytes(data.replace(b"tokenizer.chat_template", b"tokenizer.chat_templatX"))
     server = start(str(tmp_path / "base.gguf"))
@@ -793,10 +872,19 @@ def test_a_base_model_goes_on_with_a_text(visit: Callable[..., Page], start: Cal
     assert field.input_value() == first
     field.fill(first + " The end was")
     page.get_by_role("button", name="Continue").click()
-    page.wait_for_function("n => document.querySelector('.manuscript').value.length > n && document.querySelector('#send').textContent === 'Send'", arg=len(first) + 14)
+    page.wait_for_function(
+        "n => document.querySelector('.manuscript').value.length > n && document.querySelector('#send').textContent === 'Send'",
+        arg=len(first) + 14,
+    )
     text = field.input_value()
     file = kept(page, server)
-    assert file["kind"] == "text" and [m["role"] for m in file["messages"]] == ["user", "assistant", "assistant", "user", "assistant"]
+    assert file["kind"] == "text" and [m["role"] for m in file["messages"]] == [
+        "user",
+        "assistant",
+        "assistant",
+        "user",
+        "assistant",
+    ]
     assert file["messages"][3]["content"] == " The end was"
     page.reload()
     page.wait_for_function("text => document.querySelector('.manuscript')?.value === text", arg=text)
@@ -814,7 +902,15 @@ def test_only_known_files_under_a_strict_policy(site: Server) -> None:
     assert "default-src 'none'" in policy and "unsafe" not in policy and "require-trusted-types-for 'script'" in policy
     request = urllib.request.Request(site.url + "/", headers={"If-None-Match": tag})
     assert status(request) == 304
-    for path in ("/page/", "/page/..%2fpage.py", "/page/%2e%2e/access.py", "/page/page.py", "/page/index.htm", "/page/.", "/page/app.js%00"):
+    for path in (
+        "/page/",
+        "/page/..%2fpage.py",
+        "/page/%2e%2e/access.py",
+        "/page/page.py",
+        "/page/index.htm",
+        "/page/.",
+        "/page/app.js%00",
+    ):
         assert status(site.url + path) == 404, path
 
 
@@ -832,7 +928,17 @@ def test_the_page_is_plain() -> None:
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 350, path.name
         if path.suffix == ".js":
-            for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "DOMParser", "createContextualFragment", "srcdoc"):
+            for word in (
+                "innerHTML",
+                "outerHTML",
+                "insertAdjacentHTML",
+                "document.write",
+                "eval(",
+                "new Function",
+                "DOMParser",
+                "createContextualFragment",
+                "srcdoc",
+            ):
                 assert word not in text, (path.name, word)
         if path.suffix in (".html", ".css"):
             assert not re.search(r"https?://|\sstyle=|\son\w+=|@import|url\(", text), path.name

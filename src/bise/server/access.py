@@ -169,15 +169,21 @@ class Access:
         if self._held > limits.BODIES:
             raise Fault(503, "the server holds as many bodies as it may: try again", code="bodies", retry_after=1)
 
+    def full(self, path: str) -> Fault | None:
+        """Why a POST to this path finds no room, if it does not. The connection asks before it reads on."""
+        if path not in GENERATING or not self.desk.full:
+            return None
+        running, waiting = self.desk.slots, self.desk.queue
+        line = f"{running} requests are running and {waiting} wait, as many as may: try again"
+        return Fault(429, line, code="rate_limit_exceeded", retry_after=1)
+
     def _check_room(self, request: Incoming) -> None:
         if request.path not in GENERATING or request.method != "POST":
             return
         if self.desk.state != "ready":
             raise Fault(503, f"the engine is {self.desk.state}: try again", code="engine_down", retry_after=5)
-        if self.desk.full:
-            running, waiting = self.desk.slots, self.desk.queue
-            line = f"{running} requests are running and {waiting} wait, as many as may: try again"
-            raise Fault(429, line, code="rate_limit_exceeded", retry_after=1)
+        if fault := self.full(request.path):
+            raise fault
 
     async def _no_key(self, request: Incoming, send: Send) -> None:
         """401: for a person a form, for a program a line. Who guesses waits."""

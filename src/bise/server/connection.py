@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -18,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from . import limits
+from .faults import Fault
 from .journal import Journal, Record
 
 TOO_LONG = f"the request has more than {limits.HEAD_FIELDS} headers, or more than {limits.HEAD_BYTES:,} bytes of them"
@@ -29,14 +31,18 @@ class Refused(Exception):
 
 
 class Connection(HttpToolsProtocol):
-    """most: connections that may be open; one more is told to come back. Who owns it calls `look` now and then."""
+    """most: connections that may be open; one more is told to come back. full: says why there is no room for a request
+    to a path, if there is none: a crowd is turned away here, before anything is made of it. Who owns it calls `look`
+    now and then."""
 
     def __init__(
-        self, most: int, journal: Journal, config: Config, server_state: ServerState, app_state: dict[str, Any],
+        self, most: int, journal: Journal, full: Callable[[str], Fault | None],
+        config: Config, server_state: ServerState, app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:  # fmt: skip
         super().__init__(config, server_state, app_state, _loop)
-        self.most, self.journal = most, journal
+        self.most, self.journal, self.full = most, journal, full
+        self._no_room: Fault | None = None  # why the request that is being read will be turned away
         self._end = math.inf  # when the phase has to be over: head, body, leaving
         self._between = True  # no request is being read, or only its head
         self._head = self._body = 0  # bytes of the request that is being read
@@ -78,17 +84,26 @@ class Connection(HttpToolsProtocol):
             self._fail(400, "only HTTP 1 is spoken here")
         if not self.url.startswith(b"/"):
             self._fail(400, "the target of a request is a path that begins with /")
-        super().on_headers_complete()
+        alone = self.cycle is None or self.cycle.response_complete
+        if alone and not self.expect_100_continue and self.parser.get_method() == b"POST":
+            self._no_room = self.full(self.url.decode("latin-1"))
+        if not self._no_room:
+            super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._body += len(body)
         if self._body > limits.BODY:
             self._fail(413, f"the body has more than {limits.BODY:,} bytes")
-        super().on_body(body)
+        if not self._no_room:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._between, self._end = True, math.inf
-        super().on_message_complete()
+        if self._no_room:  # it has been read to its end: closed with bytes unread, it would be reset
+            self._answer(self._no_room, self.url.decode())
+            self.transport.close()
+        else:
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -129,10 +144,15 @@ class Connection(HttpToolsProtocol):
             if cycle.response_started:
                 self.transport.close()
                 return
-        record = Record(self.scope.get("method", "-") if self.scope else "-", status=status)
-        self.transport.write(answer(status, line, record.id, self.server_state.default_headers))
-        self.journal.end(record)
+        self._answer(Fault(status, line, retry_after=1 if status in (408, 503) else None))
         self._leave()
+
+    def _answer(self, fault: Fault, path: str = "") -> None:
+        """path: where it is a route's, without anything of the client's in it."""
+        method = self.scope.get("method", "-") if self.scope else "-"
+        record = Record("POST" if path else method, route=path or "-", status=fault.status_code)
+        self.transport.write(answer(fault, path, record.id, self.server_state.default_headers))
+        self.journal.end(record)
 
     def _leave(self) -> None:
         self._leaving = True
@@ -157,15 +177,13 @@ class Connection(HttpToolsProtocol):
             self._reader_end = self.loop.time() + limits.READER_SECONDS
 
 
-def answer(status: int, line: str, id: str, headers: list[tuple[bytes, bytes]]) -> bytes:
+def answer(fault: Fault, path: str, id: str, headers: list[tuple[bytes, bytes]]) -> bytes:
     """The whole of a response that ends the connection."""
-    fault = {"message": line, "type": "invalid_request_error" if status < 500 else "server_error", "param": None,
-             "code": None}  # fmt: skip
-    body = json.dumps({"error": fault}).encode()
-    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode(),
-             *(name + b": " + value for name, value in headers), b"content-type: application/json",
-             b"content-length: %d" % len(body), b"connection: close", b"x-content-type-options: nosniff",
-             b"x-request-id: " + id.encode()]  # fmt: skip
-    if status in (408, 503):
-        lines.append(b"retry-after: 1")
+    status, body = fault.status_code, json.dumps(fault.said(path)).encode()
+    lines = [
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode(), *(name + b": " + value for name, value in headers),
+        *(f"{name}: {value}".lower().encode() for name, value in (fault.headers or {}).items()),
+        b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close",
+        b"x-content-type-options: nosniff", b"x-request-id: " + id.encode(),
+    ]  # fmt: skip
     return b"\r\n".join(lines) + b"\r\n\r\n" + body

@@ -112,7 +112,7 @@ class Front:
             logging.getLogger(name).handlers = [logging.NullHandler()]
             logging.getLogger(name).propagate = False
         config = uvicorn.Config(
-            self.access, http=partial(Connection, self.most, self.journal), ws="none", lifespan="off",  # type: ignore[arg-type]
+            self.access, http=partial(Connection, self.most, self.journal, self.access.full), ws="none", lifespan="off",  # type: ignore[arg-type]
             interface="asgi3", log_config=None, access_log=False, proxy_headers=False, server_header=False,
             backlog=ports.BACKLOG, timeout_keep_alive=limits.IDLE_SECONDS, timeout_graceful_shutdown=1,
         )  # fmt: skip
