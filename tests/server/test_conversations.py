@@ -28,7 +28,10 @@ def test_a_life(http: httpx.Client) -> None:
     got = http.get(path)
     assert got.headers["etag"] == '"1"' and got.headers["content-type"] == "application/json"
     assert got.json()["messages"][0] == SAID["messages"][0] and got.json()["settings"] == {"temperature": 0.5}
-    said = {"messages": [*SAID["messages"], {"id": "b", "parent": "a", "role": "assistant", "content": "The bise."}], "current": "b"}
+    said = {
+        "messages": [*SAID["messages"], {"id": "b", "parent": "a", "role": "assistant", "content": "The bise."}],
+        "current": "b",
+    }
     assert http.put(path, json=said, headers={"If-Match": '"1"'}).json()["version"] == 2
     assert http.patch(path, json={"title": "The bise"}).json()["title"] == "The bise"
     assert http.get(ROOT).json()["conversations"][0] | {"created": 0, "updated": 0} == {
@@ -63,10 +66,14 @@ def test_out_and_in_again(http: httpx.Client) -> None:
     assert every["format"] == "bise-conversations" and set(ids) <= {c["id"] for c in every["conversations"]}
     mine = {"format": every["format"], "conversations": [c for c in every["conversations"] if c["id"] in ids]}
     taken = http.post(f"{ROOT}/import", json=mine)
-    assert taken.status_code == 201 and len(taken.json()["imported"]) == 3 and not set(taken.json()["imported"]) & set(ids)
+    assert (
+        taken.status_code == 201 and len(taken.json()["imported"]) == 3 and not set(taken.json()["imported"]) & set(ids)
+    )
     again = http.get(f"{ROOT}/{taken.json()['imported'][0]}").json()
     was = mine["conversations"][0]
-    assert {k: v for k, v in again.items() if k not in ("id", "version")} == {k: v for k, v in was.items() if k not in ("id", "version")}
+    assert {k: v for k, v in again.items() if k not in ("id", "version")} == {
+        k: v for k, v in was.items() if k not in ("id", "version")
+    }
 
 
 @pytest.mark.parametrize("body", [
@@ -83,7 +90,12 @@ def test_what_is_no_export_leaves_nothing_behind(http: httpx.Client, body: Any) 
 
 @pytest.mark.parametrize("id", ["0" * 24, "x", "..%2f..%2fetc%2fpasswd", "%00", "A" * 24, "0" * 25, "export%2f"])
 def test_there_is_no_such_conversation(http: httpx.Client, id: str) -> None:
-    for answer in (http.get(f"{ROOT}/{id}"), http.delete(f"{ROOT}/{id}"), http.get(f"{ROOT}/{id}/export"), http.patch(f"{ROOT}/{id}", json={"title": "x"})):
+    for answer in (
+        http.get(f"{ROOT}/{id}"),
+        http.delete(f"{ROOT}/{id}"),
+        http.get(f"{ROOT}/{id}/export"),
+        http.patch(f"{ROOT}/{id}", json={"title": "x"}),
+    ):
         assert answer.status_code in (404, 405), answer.text
         assert "passwd" not in answer.text or "%2f" not in id
 
@@ -108,7 +120,10 @@ def test_each_key_has_its_own_shelf(start: Callable[..., Server], tmp_path: Path
     file.write_text("\n".join(keys.values()))
     file.chmod(0o600)
     server = start("--key-file", str(file))
-    anna, ben = (httpx.Client(base_url=server.url, timeout=20, headers={"Authorization": f"Bearer {key}"}) for key in keys.values())
+    anna, ben = (
+        httpx.Client(base_url=server.url, timeout=20, headers={"Authorization": f"Bearer {key}"})
+        for key in keys.values()
+    )
     with anna, ben, httpx.Client(base_url=server.url) as stranger:
         path = f"{ROOT}/{anna.post(ROOT, json=SAID).json()['id']}"
         assert stranger.get(ROOT).status_code == stranger.get(path).status_code == 401

@@ -111,7 +111,9 @@ def test_a_tenant_is_no_path(store: Store, tenant: str) -> None:
         store.all(tenant)
 
 
-@pytest.mark.parametrize("id", ["../../etc/passwd", "..", "", "x" * 24, "A" * 24, "0" * 23, "0" * 25, "0" * 24 + "\n", "%2e" * 8, "\0" * 24])
+@pytest.mark.parametrize(
+    "id", ["../../etc/passwd", "..", "", "x" * 24, "A" * 24, "0" * 23, "0" * 25, "0" * 24 + "\n", "%2e" * 8, "\0" * 24]
+)
 def test_an_id_is_no_path(store: Store, id: str) -> None:
     assert status(store.get, NOBODY, id) == (404, "not_found")
     assert status(store.remove, NOBODY, id) == (404, "not_found")
@@ -158,7 +160,7 @@ def test_a_link_out_of_the_folder_shows_nothing_else(store: Store, tmp_path: Pat
 
 
 def test_search(store: Store) -> None:
-    straße = store.create(NOBODY, conversation("In der Straße", "Ein \"Zitat\"\nüber zwei Zeilen", title="Deutsch"))
+    straße = store.create(NOBODY, conversation("In der Straße", 'Ein "Zitat"\nüber zwei Zeilen', title="Deutsch"))
     wind = store.create(NOBODY, conversation("x" * 500 + " The Bise blows " + "y" * 500, title="Weather"))
     title = store.create(NOBODY, conversation("nothing", title="About the bise"))
     found = store.search(NOBODY, "BISE")
@@ -166,7 +168,7 @@ def test_search(store: Store) -> None:
     assert found[0]["snippet"] == "About the bise"
     assert "The Bise blows" in found[1]["snippet"] and len(found[1]["snippet"]) < 140
     assert found[1]["snippet"].startswith("…") and found[1]["snippet"].endswith("…")
-    assert [s["id"] for s in store.search(NOBODY, 'STRASSE')] == [straße.id]
+    assert [s["id"] for s in store.search(NOBODY, "STRASSE")] == [straße.id]
     assert [s["id"] for s in store.search(NOBODY, '"zitat"\nüber')] == [straße.id]
     assert store.search(NOBODY, "content") == [], "a field's name is not what was said"
     assert store.search(NOBODY, "zzz") == []
