@@ -9,10 +9,11 @@ import signal
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from server.page.browser import TURNS, Page, answered, kept, ready, say, wild
-from server.running import Server, until
+from server.page.browser import TURNS, Page, answered, api, kept, ready, say, wild
+from server.running import Server, alive, until
 
 
 def test_a_chat_streams_is_kept_and_comes_back(visit: Callable[..., Page], site: Server) -> None:
@@ -185,3 +186,29 @@ def test_reading_shows_how_far_it_is(visit: Callable[..., Page]) -> None:
       return [box.textContent, box.querySelector('progress').value, box.querySelector('progress').max];
     }""")
     assert shown == ["Reading: 1,536 of 12,000 tokens, 512 of them known from before", 1536, 12000]
+
+
+def test_a_killed_server_comes_back(visit: Callable[..., Page], start: Callable[..., Server], tmp_path: Path) -> None:
+    """kill -9 between two answers: what was said is there, and the page goes on by itself."""
+    first = start("--data", str(tmp_path))
+    page = visit(server=first)
+    say(page, "Tell me a story about a lighthouse.")
+    before = answered(page)
+    id = page.url.rpartition("#")[2]
+    (worker,) = first.children()
+    first.end(signal.SIGKILL)
+    until(lambda: not alive(worker))
+    page.fill("#composer-text", "Are you there?")
+    page.press("#composer-text", "Enter")
+    page.get_by_role("alert").get_by_text("The server cannot be reached.").wait_for()
+    page.get_by_placeholder("The server cannot be reached").wait_for()
+    second = start("--data", str(tmp_path), "--port", str(first.port))
+    ready(page)
+    page.get_by_role("button", name="Try again").click()
+    page.wait_for_function("() => document.querySelectorAll('.turn.assistant .words')[1]?.innerText.length > 20")
+    after = answered(page, 2)
+    page.reload()
+    page.locator(TURNS).nth(1).wait_for()
+    assert [page.locator(f"{TURNS} .words").nth(i).inner_text() for i in (0, 1)] == [before, after]
+    assert len(api(second, f"/api/conversations/{id}")["messages"]) == 4
+    page.expect_refusals()
