@@ -23,7 +23,7 @@ export class Answer {
     this.abort.abort();
   }
 
-  /** changed(answer): called whenever there is something new to show. Never throws what the server did. */
+  /** changed(answer): called whenever there is something new to show. Never throws. */
   async run(changed) {
     this.changed = changed;
     const { message } = this;
@@ -34,8 +34,8 @@ export class Answer {
       message.finish ||= 'stop';
     } catch (error) {
       if (error.name === 'AbortError') message.finish = 'stopped';
-      else if (error instanceof Refusal) Object.assign(message, { finish: 'error', error: error.message });
-      else throw error;
+      else Object.assign(message, { finish: 'error', error: error.message });
+      if (!(error instanceof Refusal || error.name === 'AbortError')) console.error(error); // ours: say where
     } finally {
       this.state = 'done';
       this.#measure();

@@ -57,6 +57,12 @@ class Page {
     if (this.state !== 'ready' || !this.model) setTimeout(() => this.meet().then(() => this.show()), 1000);
   }
 
+  /** After an error: the server may have gone, or come back with another model. */
+  #meetAgain() {
+    this.model = null;
+    this.meet().then(() => this.show());
+  }
+
   get speaking() {
     return this.tree.path.map((message) => this.answers.get(message.id)).find(Boolean);
   }
@@ -166,26 +172,26 @@ class Page {
     const answer = new Answer(tree, message, this.model);
     this.answers.set(message.id, answer);
     this.show();
-    const first = this.#keep(tree);
-    first.then(() => this.#registered(tree));
+    library.save(tree).then(() => this.#registered(tree));
     let saved = performance.now();
     await answer.run(() => {
       if (this.tree === tree) this.#touch(message);
       if (answer.state !== 'speaking' || performance.now() - saved < EVERY) return;
       saved = performance.now();
-      this.#keep(tree);
+      library.save(tree);
     });
-    await first;
     this.answers.delete(message.id);
     this.trees.delete(tree.id);
     if (this.tree === tree) this.show();
     this.#announce(message);
-    await this.#keep(tree);
+    if (message.finish === 'error') this.#meetAgain();
+    await library.save(tree);
     this.shelf.refresh();
   }
 
+  /** The server has given it an id. */
   #registered(tree) {
-    if (this.answers.size) this.trees.set(tree.id, tree);
+    if (tree.id && tree.path.some((message) => this.answers.has(message.id))) this.trees.set(tree.id, tree);
     if (this.tree === tree && tree.id) history.replaceState(null, '', `#${tree.id}`);
     this.shelf.current = this.tree.id;
     this.shelf.refresh();
@@ -201,10 +207,6 @@ class Page {
     byId('spoken').textContent = line;
   }
 
-  #keep(tree) {
-    return library.save(tree);
-  }
-
   stop() {
     this.speaking?.stop();
   }
@@ -213,7 +215,7 @@ class Page {
     if (this.speaking || !this.tree.step(message, by)) return;
     this.thread.following = false;
     this.show();
-    this.#keep(this.tree);
+    library.save(this.tree);
   }
 
   async copy(message) {
@@ -228,7 +230,7 @@ class Page {
 
   settle(settings) {
     this.tree.settings = settings;
-    if (!this.tree.empty) this.#keep(this.tree);
+    if (!this.tree.empty) library.save(this.tree);
   }
 
   // --- tokens

@@ -1,5 +1,5 @@
 // The conversations on the server: listed, opened, and saved without overwriting what another tab saved.
-import { Refusal, ask } from './api.js';
+import { ask } from './api.js';
 import { notice } from './dom.js';
 import { Tree } from './tree.js';
 
@@ -41,6 +41,7 @@ function parcels(conversations) {
 
 const last = new WeakMap(); // tree -> its save that is under way, or waits
 let open = 0;
+const TRIES = 8;
 
 /** Whether something is not on the server's disk yet. */
 export const saving = () => open > 0;
@@ -53,28 +54,35 @@ export function save(tree) {
   return next;
 }
 
-async function attempt(tree, tries = 0) {
-  try {
-    await write(tree);
-  } catch (error) {
-    if (!(error instanceof Refusal)) throw error;
-    if (error.status === 0 && tries < 5) {
-      notice('Not saved yet: the server cannot be reached.');
-      await new Promise((done) => setTimeout(done, 1000 * 2 ** tries));
-      return attempt(tree, tries + 1);
+/** Never throws: what cannot be saved is said, and tried again with the next save. */
+async function attempt(tree) {
+  for (let tries = 0; tries < TRIES; tries += 1) {
+    try {
+      return await write(tree);
+    } catch (error) {
+      const again = await mend(tree, error, tries).catch(() => false);
+      if (!again) return notice(`Not saved: ${error.message}`);
     }
-    if (error.status === 409 && tries < 5) {
-      tree.merge(await ask('GET', `${ROOT}/${tree.id}`));
-      notice('Another tab had saved this conversation: both are kept.');
-      return attempt(tree, tries + 1);
-    }
-    if (error.status === 404 && tree.id) { // deleted elsewhere, and still in use here
-      tree.id = null;
-      return attempt(tree, tries + 1);
-    }
-    if (error.status === 413 && lighten(tree)) return attempt(tree, tries);
-    notice(`Not saved: ${error.message}`);
   }
+}
+
+/** Whether it is worth another try, after what could be done about it. */
+async function mend(tree, { status, code }, tries) {
+  if (status === 0) {
+    notice('Not saved yet: the server cannot be reached.');
+    await new Promise((done) => setTimeout(done, 500 * 2 ** tries));
+    return true;
+  }
+  if (status === 409 && code === 'changed') {
+    tree.merge(await ask('GET', `${ROOT}/${tree.id}`));
+    notice('Another tab had saved this conversation: both are kept.');
+    return true;
+  }
+  if (status === 404 && tree.id) { // deleted elsewhere, and still in use here
+    tree.id = null;
+    return true;
+  }
+  return status === 413 && lighten(tree);
 }
 
 async function write(tree) {
