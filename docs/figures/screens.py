@@ -1,6 +1,6 @@
 """The pictures of the page: a server with puff, a real Chromium, the same seed every time.
 
-    python docs/figures/screens.py        # needs playwright, and a chromium on the PATH or in CHROMIUM
+python docs/figures/screens.py        # needs playwright, and a chromium on the PATH or in CHROMIUM
 """
 
 from __future__ import annotations
