@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bise.errors import RequestError
-from bise.server.keys import Guesses, Keys, neighbourhood, read_keys
+from bise.server.gate.keys import Guesses, Keys, neighbourhood, read_keys
 from server.running import Server, ask
 
 ONE, TWO = "one-key-of-sixteen-or-more", "two-key-of-sixteen-or-more"

@@ -7,7 +7,7 @@ import pytest
 
 from bise.errors import RequestError
 from bise.server import limits
-from bise.server.body import parse
+from bise.server.api.body import parse
 
 
 @pytest.mark.parametrize(

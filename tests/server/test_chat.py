@@ -11,9 +11,9 @@ import pytest
 import bise
 from bise.chat import ChatFormat
 from bise.errors import RequestError
-from bise.server import replies
-from bise.server.answers import Answer
-from bise.server.replies import Reply, Wish
+from bise.server.api import replies
+from bise.server.api.answers import Answer
+from bise.server.api.replies import Reply, Wish
 from bise.server.wire import Ask, News, Token
 from test_tokenizer import tokenizer_of
 

@@ -9,8 +9,8 @@ import openai
 import pytest
 
 import bise
-from bise.server import completions
-from bise.server.completions import CompletionRequest
+from bise.server.api import completions
+from bise.server.api.completions import CompletionRequest
 from bise.server.faults import Fault
 from test_tokenizer import tokenizer_of
 

@@ -15,10 +15,10 @@ import pytest
 import uvicorn
 
 from bise.server import limits
-from bise.server.connection import Connection
 from bise.server.faults import Fault
 from bise.server.front import _look, _Web
-from bise.server.journal import Journal, Record
+from bise.server.gate.connection import Connection
+from bise.server.gate.journal import Journal, Record
 from server.running import drained, until
 
 HEAD = b"POST / HTTP/1.1\r\nhost: localhost\r\n"

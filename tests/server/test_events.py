@@ -9,8 +9,8 @@ from starlette.requests import ClientDisconnect
 
 from bise.errors import BusyError, DownError
 from bise.server import limits
-from bise.server.answers import Answers
-from bise.server.events import DONE, Events, event, unless_gone
+from bise.server.api.answers import Answers
+from bise.server.api.events import DONE, Events, event, unless_gone
 from bise.server.faults import Fault
 from bise.server.wire import Ask, News
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from bise.errors import BusyError, ContextError, DownError, FormatError, RequestError, TemplateError
 from bise.server import faults
-from bise.server.body import Route, Strict
+from bise.server.api.body import Route, Strict
 from bise.server.faults import Fault
 
 SECRET = "what somebody wrote"

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from bise.server import health
-from bise.server.health import Pulse
+from bise.server.gate import health
+from bise.server.gate.health import Pulse
 from server.running import Server, ask, drained, post, streamed, until
 
 SHORT = {"model": "puff", "prompt": "Once upon a time", "max_tokens": 5, "temperature": 0, "ignore_eos": True}

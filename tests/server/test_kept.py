@@ -3,7 +3,7 @@
 import pytest
 
 from bise.server import limits
-from bise.server.kept import Kept, Responses
+from bise.server.api.kept import Kept, Responses
 
 
 def kept(id: str, size: int = 0) -> Kept:

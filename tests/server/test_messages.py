@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 import bise
-from bise.server import content
+from bise.server.api import content
 from bise.server.faults import Fault
 
 ASKED = [{"role": "user", "content": "Tell me a story about a fox."}]

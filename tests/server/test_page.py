@@ -41,7 +41,7 @@ def status(request: Any) -> int:
 
 def test_the_page_is_plain() -> None:
     """No markup from strings, no inline style or script, nothing from elsewhere, files one can read."""
-    folder = Path(__file__).parents[2] / "src" / "bise" / "server" / "page"
+    folder = Path(__file__).parents[2] / "src" / "bise" / "server" / "page" / "web"
     for path in folder.iterdir():
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 350, path.name

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 import bise
-from bise.server import items
+from bise.server.api import items
 from bise.server.faults import Fault
 
 ASKED = "Tell me a story about a fox."

@@ -14,7 +14,7 @@ import pytest
 from bise.errors import BiseError
 from bise.server import limits
 from bise.server.faults import Fault
-from bise.server.store import Conversation, Imported, Store
+from bise.server.page.store import Conversation, Imported, Store
 
 NOBODY, ANNA, BEN = "", "a1" * 8, "b2" * 8
 
@@ -175,7 +175,7 @@ def test_search(store: Store) -> None:
 
 
 def test_a_list_reads_again_only_what_has_changed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bise.server import store as module
+    from bise.server.page import store as module
 
     ids = [store.create(NOBODY, conversation(f"{i}")).id for i in range(5)]
     read, real = [], module._read
@@ -242,7 +242,7 @@ def test_what_a_killed_writer_left_is_swept_up(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from bise.server.store import Conversation, Store
+from bise.server.page.store import Conversation, Store
 store, n = Store(Path(sys.argv[1])), 1
 id = store.create("", Conversation()).id
 print(id, flush=True)

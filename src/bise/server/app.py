@@ -9,22 +9,12 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from . import (
-    chat,
-    completions,
-    conversations,
-    embeddings,
-    faults,
-    health,
-    messages,
-    models,
-    page,
-    responses,
-    sessions,
-    tokens,
-)  # fmt: skip
-from .kept import Responses
-from .store import Store
+from . import faults
+from .api import chat, completions, embeddings, messages, models, responses, sessions, tokens
+from .api.kept import Responses
+from .gate import health
+from .page import conversations, files
+from .page.store import Store
 
 if TYPE_CHECKING:
     from .desk import Desk
@@ -38,7 +28,7 @@ def build(desk: Desk, data: Path) -> FastAPI:
     app = FastAPI(title="bise", version=version("bise"), docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.desk, app.state.data, app.state.store = desk, data, Store(data / "conversations")
     app.state.responses = Responses()
-    for router in [*ROUTERS, page.routes()]:
+    for router in [*ROUTERS, files.routes()]:
         app.include_router(router)
     faults.install(app)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]

@@ -18,14 +18,15 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from ..errors import RequestError
-from . import Serving, limits, ports
-from .access import Access
+from . import Serving, limits
 from .app import build
-from .connection import Connection
 from .desk import Desk
-from .health import Metrics
-from .journal import Journal, Notes
-from .keys import Keys, read_keys
+from .gate import ports
+from .gate.access import Access
+from .gate.connection import Connection
+from .gate.health import Metrics
+from .gate.journal import Journal, Notes
+from .gate.keys import Keys, read_keys
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOOK = 0.5  # seconds between two looks at all connections

@@ -29,8 +29,9 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import Protocol
 
-from . import limits, login
-from .faults import Fault
+from .. import limits
+from ..faults import Fault
+from . import login
 from .incoming import Gone, Incoming, Message, Receive, Scope, Send
 from .journal import NOW, Journal, Record
 from .keys import Guesses, Keys, Tenant

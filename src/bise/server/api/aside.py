@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import anyio
 
-from . import limits
+from .. import limits
 
 T = TypeVar("T")
 LONG = limits.INLINE + 1  # the size of what always goes to a thread

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.requests import Request
 
-from ..errors import ContextError, RequestError
-from ..tokenizer import Tokenizer
-from . import limits
+from ...errors import ContextError, RequestError
+from ...tokenizer import Tokenizer
+from .. import limits
+from ..wire import Ask, News
 from .answers import Answer
 from .aside import LONG, aside
-from .wire import Ask, News
 
 if TYPE_CHECKING:
-    from ..chat import ChatFormat
-    from ..grammar import Grammar
-    from .desk import Desk
+    from ...chat import ChatFormat
+    from ...grammar import Grammar
+    from ..desk import Desk
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
@@ -102,7 +102,7 @@ def check_tools(tools: Sequence[dict[str, Any]]) -> None:
 
 def grammar_of(desk: Desk, wish: Wish) -> str | None:
     """What the reply has to match, written for the engine and tried; None where anything goes."""
-    from .. import grammar
+    from ... import grammar
 
     form = written(wish.form)
     if wish.calls and wish.tool_choice != "auto":
@@ -118,7 +118,7 @@ def grammar_of(desk: Desk, wish: Wish) -> str | None:
 
 def written(form: dict[str, Any] | None) -> str | None:
     """response_format -> a grammar: OpenAI's text, json_object and json_schema, and bise's regex and grammar (Lark)."""
-    from .. import grammar
+    from ... import grammar
 
     kind = form.get("type") if form else "text"
     if form is None or kind == "text":
@@ -154,7 +154,7 @@ def _chosen(wish: Wish) -> Sequence[dict[str, Any]]:
 
 @lru_cache(maxsize=2)
 def _matcher(tokenizer: Tokenizer) -> Grammar:
-    from ..grammar import Grammar
+    from ...grammar import Grammar
 
     return Grammar(tokenizer)
 

@@ -10,11 +10,11 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from ..faults import Fault, refusals
 from .body import Route
-from .faults import Fault, refusals
 
 if TYPE_CHECKING:
-    from .desk import Desk
+    from ..desk import Desk
 
 STARTED = int(time.time())
 router = APIRouter(route_class=Route, tags=["models"])

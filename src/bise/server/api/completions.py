@@ -14,19 +14,20 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from . import limits, models, replies
+from .. import limits
+from ..faults import Fault, refusals
+from ..wire import Ask, Token
+from . import models, replies
 from .answers import Answer, Answers, numbers, timings, usage
 from .aside import aside
 from .body import Route
 from .events import DONE, Events, event, unless_gone
-from .faults import Fault, refusals
 from .pieces import Pieces
 from .prompts import prompts_of
 from .settings import Settings, nth
-from .wire import Ask, Token
 
 if TYPE_CHECKING:
-    from .desk import Desk
+    from ..desk import Desk
 
 _SMILE = "☺"  # in front of a suffix that must not begin with the vocabulary's own space; then taken away
 

@@ -14,16 +14,17 @@ from pydantic import BaseModel, Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..api import gib
-from ..errors import RequestError
-from . import limits, replies
+from ...api import gib
+from ...errors import RequestError
+from .. import limits
+from ..faults import Fault, refusals
+from . import replies
 from .body import Route, Strict
 from .chat import Bare, Message
-from .faults import Fault, refusals
 from .prompts import prompts_of
 
 if TYPE_CHECKING:
-    from .desk import Desk
+    from ..desk import Desk
 
 router = APIRouter(route_class=Route, tags=["sessions"], prefix="/v1/sessions")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")

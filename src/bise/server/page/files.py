@@ -1,4 +1,4 @@
-"""The page at /: files that lie beside this one, read once, each with headers that let nothing else in.
+"""The page at /: the files of web/, read once, each with headers that let nothing else in.
 
 Only names that were found in the folder when the server started are served; a request's path is looked up in that
 table and never reaches the file system.
@@ -14,7 +14,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .faults import Fault
+from ..faults import Fault
 
 TYPES = {
     "html": "text/html; charset=utf-8",
@@ -47,9 +47,9 @@ class File:
 
 
 def files() -> dict[str, File]:
-    """Name -> file, everything in page/ that a browser is given."""
+    """Name -> file, everything in web/ that a browser is given."""
     found = {}
-    for entry in resources.files(__package__).joinpath("page").iterdir():
+    for entry in resources.files(__package__).joinpath("web").iterdir():
         kind = TYPES.get(entry.name.rpartition(".")[2])
         if kind and entry.is_file():
             body = entry.read_bytes()

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from ..errors import RequestError
+from ...errors import RequestError
 
 BACKLOG = 4096  # connections that the system may hold for us
 SEND_BUFFER = 128 << 10  # bytes that the system takes for a client that does not read

@@ -9,16 +9,17 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from . import limits, models, replies
+from .. import limits
+from ..faults import Fault, refusals
+from . import models, replies
 from .aside import LONG, aside
 from .body import Route, Strict
 from .chat import Bare, Message
-from .faults import Fault, refusals
 from .prompts import prompts_of
 from .settings import Name
 
 if TYPE_CHECKING:
-    from .desk import Desk
+    from ..desk import Desk
 
 router = APIRouter(route_class=Route, tags=["tokens"])
 Ids = Annotated[Any, WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}})]

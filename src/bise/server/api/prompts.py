@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from . import limits
-from .faults import Fault
+from .. import limits
+from ..faults import Fault
 
 
 def prompts_of(value: Any, vocab_size: int, name: str, most: int = limits.PROMPTS) -> list[str | list[int]]:

@@ -15,9 +15,9 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from .desk import Desk
+from ..desk import Desk
+from ..wire import News
 from .journal import NOW, Record
-from .wire import News
 
 PATIENCE = 2.0  # seconds that /health waits for an answer
 STUCK = 60.0  # seconds after which an engine that does not answer is taken for ill

@@ -6,8 +6,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import limits
-from .faults import Fault
+from .. import limits
+from ..faults import Fault
 from .replies import Reply
 
 Message = dict[str, Any]

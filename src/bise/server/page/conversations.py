@@ -16,9 +16,9 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from . import limits
-from .body import Route, Strict
-from .faults import ErrorBody, Fault, refusals
+from .. import limits
+from ..api.body import Route, Strict
+from ..faults import ErrorBody, Fault, refusals
 from .store import Conversation, Imported, Kept, Store, Title
 
 router = APIRouter(prefix="/api/conversations", route_class=Route, tags=["conversations"])

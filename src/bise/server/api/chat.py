@@ -14,18 +14,19 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from . import limits, models, replies
+from .. import limits
+from ..faults import Fault, refusals
+from . import models, replies
 from .answers import Answer, Answers, numbers, timings, usage
 from .aside import aside
 from .body import Route
 from .events import DONE, Events, event, unless_gone
-from .faults import Fault, refusals
 from .pieces import Pieces
 from .replies import Reply, Who, Wish
 from .settings import Settings, nth
 
 if TYPE_CHECKING:
-    from .desk import Desk
+    from ..desk import Desk
 
 router = APIRouter(route_class=Route, tags=["chat"])
 

@@ -12,8 +12,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from . import limits
-from .faults import Fault
+from .. import limits
+from ..faults import Fault
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"

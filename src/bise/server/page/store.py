@@ -20,11 +20,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 from pydantic import Strict as Strictly
 
-from ..disk import read_small, replacing
-from ..errors import BiseError, FormatError
-from . import limits
-from .body import Strict
-from .faults import Fault
+from ...disk import read_small, replacing
+from ...errors import BiseError, FormatError
+from .. import limits
+from ..api.body import Strict
+from ..faults import Fault
 
 ID = re.compile(r"[0-9a-f]{24}")
 TENANT = re.compile(r"[0-9a-f]{1,64}")

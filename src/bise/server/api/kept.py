@@ -7,7 +7,7 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from . import limits
+from .. import limits
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BusyError, DownError
-from .faults import Fault
-from .wire import Ask, News, Token
+from ...errors import BusyError, DownError
+from ..faults import Fault
+from ..wire import Ask, News, Token
 
 if TYPE_CHECKING:
-    from .desk import Desk, Listening
+    from ..desk import Desk, Listening
 
 
 @dataclass

@@ -14,7 +14,7 @@ from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-from ..errors import RequestError
+from ...errors import RequestError
 
 SHORTEST = 16  # characters of a key
 FILE = 1 << 20  # bytes of a key file

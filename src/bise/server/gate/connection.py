@@ -18,8 +18,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from . import limits
-from .faults import Fault
+from .. import limits
+from ..faults import Fault
 from .journal import Journal, Record
 
 TOO_LONG = f"the request has more than {limits.HEAD_FIELDS} headers, or more than {limits.HEAD_BYTES:,} bytes of them"

@@ -14,11 +14,12 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from . import items, limits, models, replies
+from .. import limits
+from ..faults import Fault, refusals
+from . import items, models, replies
 from .answers import Answer, Answers, usage
 from .body import Route
 from .events import Events, event, unless_gone
-from .faults import Fault, refusals
 from .items import call_item, text_item, text_part
 from .kept import Kept
 from .pieces import Pieces
@@ -26,7 +27,7 @@ from .replies import Reply, Wish
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from .desk import Desk
+    from ..desk import Desk
 
 router = APIRouter(route_class=Route, tags=["responses"])
 Bare = dict[str, Any]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..tokenizer import Tokenizer
-from .wire import Token
+from ...tokenizer import Tokenizer
+from ..wire import Token
 
 LEAST = -9999.0  # what stands for a logprob of minus infinity, which JSON has not (OpenAI's choice)
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, StringConstraints
 
-from ..errors import RequestError
-from ..sampler import RANGES, breakers
-from ..tokenizer import Tokenizer
-from . import limits
+from ...errors import RequestError
+from ...sampler import RANGES, breakers
+from ...tokenizer import Tokenizer
+from .. import limits
 from .body import Strict
 
 if TYPE_CHECKING:
-    from .desk import Desk
+    from ..desk import Desk
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=limits.STOP)]
 Name = Annotated[str, StringConstraints(max_length=limits.NAME)]

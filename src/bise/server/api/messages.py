@@ -14,16 +14,17 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from . import content, limits, models, replies
+from .. import limits
+from ..faults import AnthropicError, Fault, refusals
+from . import content, models, replies
 from .answers import Answers
 from .body import Route
 from .events import Events, event, unless_gone
-from .faults import AnthropicError, Fault, refusals
 from .replies import Reply, Wish
 from .settings import Settings, Stop
 
 if TYPE_CHECKING:
-    from .desk import Desk
+    from ..desk import Desk
 
 router = APIRouter(route_class=Route, tags=["messages"])
 Bare = dict[str, Any]

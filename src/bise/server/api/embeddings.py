@@ -13,16 +13,17 @@ from pydantic import BaseModel, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
-from . import limits, models, replies
+from .. import limits
+from ..faults import Fault, refusals
+from ..wire import Ask
+from . import models, replies
 from .answers import Answer, Answers, usage
 from .aside import aside
 from .body import Route, Strict
 from .completions import Prompt
 from .events import unless_gone
-from .faults import Fault, refusals
 from .prompts import prompts_of
 from .settings import Name
-from .wire import Ask
 
 router = APIRouter(route_class=Route, tags=["embeddings"])
 

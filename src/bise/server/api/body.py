@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from ..errors import RequestError
-from . import faults, limits
+from ...errors import RequestError
+from .. import faults, limits
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 

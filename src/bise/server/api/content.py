@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .faults import Fault
+from ..faults import Fault
 
 Message = dict[str, Any]
 JOIN = "\n\n"
