@@ -57,6 +57,11 @@ def test_what_another_tab_has_written_is_not_overwritten(http: httpx.Client) -> 
     assert http.get(path).json()["version"] == 2
 
 
+def test_an_export_of_nothing_is_one(http: httpx.Client) -> None:
+    answer = http.post(f"{ROOT}/import", json={"format": "bise-conversations", "conversations": []})
+    assert answer.status_code == 201 and answer.json() == {"imported": []}
+
+
 def test_out_and_in_again(http: httpx.Client) -> None:
     ids = [http.post(ROOT, json={**SAID, "title": f"Out {i}"}).json()["id"] for i in range(3)]
     one = http.get(f"{ROOT}/{ids[0]}/export")
@@ -77,7 +82,7 @@ def test_out_and_in_again(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("body", [
-    {}, [], {"format": "other", "conversations": [{}]}, {"format": "bise-conversations", "conversations": []},
+    {}, [], {"format": "other", "conversations": [{}]},
     {"format": "bise-conversations", "conversations": [{}, {"messages": [{"id": "../x"}]}]},
     {"format": "bise-conversations", "conversations": [{"path": "/etc/passwd"}]},
 ])  # fmt: skip

@@ -112,7 +112,7 @@ export class Shelf {
       try { read = JSON.parse(await file.text()); } catch { throw new Error(`${file.name} is not JSON.`); }
       const ids = await library.imported(read);
       notice(`Imported ${ids.length} ${ids.length === 1 ? 'conversation' : 'conversations'}.`);
-      this.act.open(ids[0]);
+      if (ids.length) this.act.open(ids[0]);
     });
     await this.refresh();
   }
