@@ -63,7 +63,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("model", nargs="?", type=Path, help="a GGUF file; without one: puff")
     parser.add_argument("--server", choices=KINDS, default="bise", help="which server to start")
     parser.add_argument("--against", default="", help="sweep: other servers to measure in turns")
-    parser.add_argument("--rounds", type=int, default=1, help="sweep: turns of every server")
+    parser.add_argument("--rounds", type=int, default=1, help="sweep: turns of every server; intruder: long prompts")
     parser.add_argument("--url", help="http://host:port/v1 of a server that runs")
     parser.add_argument("--pid", type=int, help="with --url: its first process, for vanish")
     parser.add_argument("--key", default="", help="with --url: its key; hog: eight keys, with commas between")
@@ -72,7 +72,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--answer", type=int, default=128, help="tokens of an answer")
     parser.add_argument("--context", type=int, default=1024, help="tokens that one request may take, both together")
     parser.add_argument("--repeats", type=int, default=1, help="sweep: answers one after the other of each client")
-    parser.add_argument("--seconds", type=float, default=60, help="hog, intruder: how long")
+    parser.add_argument("--seconds", type=float, default=60, help="hog: how long; intruder: undisturbed, in all")
     parser.add_argument("--hours", type=float, default=2, help="soak: how long; Ctrl-C ends it with what there is")
     parser.add_argument("--threads", type=int, default=machine()["cores"], help="of the server")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
@@ -119,15 +119,17 @@ async def run_sweep(a: argparse.Namespace) -> Found:
             found = await with_server(argparse.Namespace(**vars(a) | {"server": name}), max(counts), measure)
             rows += [{"server": name, "round": number + 1, **row} for row in found]
     failed = sum(n for row in rows for how, n in row["outcomes"].items() if how != "200")
-    return {"rows": rows}, [Check("requests that were not answered", failed, "==", 0)]
+    servers = {name: KINDS[name].about for name in names}
+    return {"rows": rows, "servers": servers}, [Check("requests that were not answered", failed, "==", 0)]
 
 
 async def run_intruder(a: argparse.Namespace) -> Found:
     chats = int(a.clients or 8)
     long = a.context - 32 - a.context // 50  # its length in tokens is known to 2 %
     answer = min(4096, a.context - a.prompt - a.context // 20)
+    before = a.seconds / a.rounds
     return await with_server(
-        a, chats + 1, lambda target, _: intruder.intruder(target, chats, a.prompt, long, answer, a.seconds / 2)
+        a, chats + 1, lambda target, _: intruder.intruder(target, chats, a.prompt, long, answer, before, a.rounds)
     )
 
 

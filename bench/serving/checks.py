@@ -30,4 +30,4 @@ class Check:
 
     def __str__(self) -> str:
         sign = "held  " if self.held else "BROKEN"
-        return f"{sign}  {self.what}: {self.value} {self.unit} ({self.how} {self.limit})".replace(" (", " (", 1)
+        return f"{sign}  {self.what}: {self.value} {self.unit} ({self.how} {self.limit})"

@@ -49,7 +49,7 @@ class Kind:
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("bise", "/health", {"ignore_eos": True}, "this one"),
+        Kind("bise", "/health", {"ignore_eos": True}, "continuous batching, fair shares"),
         Kind("llama-server", "/health", {"ignore_eos": True}, "llama.cpp's own server, with continuous batching"),
         Kind("llama-cpp-python", "/v1/models", {"logit_bias": {"2": -100}}, "serves one request at a time"),
     )

@@ -61,7 +61,14 @@ class File(Strict):
     """An export: of one conversation, of some, or of all."""
 
     format: Literal["bise-conversations"]
-    conversations: Annotated[list[Imported], Field(max_length=limits.CONVERSATIONS)]
+    conversations: Annotated[list[Imported], Field(min_length=1, max_length=limits.CONVERSATIONS)]
+
+
+class Exported(BaseModel):
+    """The same, where there may be none."""
+
+    format: Literal["bise-conversations"]
+    conversations: list[Kept]
 
 
 class Taken(BaseModel):
@@ -87,7 +94,7 @@ async def created(request: Request, body: Conversation) -> Response:
     return _written(await run_sync(_store(request).create, _tenant(request), body), 201)
 
 
-@router.get("/export", response_model=None, responses={200: {"model": File}, **refusals(401, 403)})
+@router.get("/export", response_model=None, responses={200: {"model": Exported}, **refusals(401, 403)})
 async def exported(request: Request) -> Response:
     """All conversations, as a file that can be imported."""
     return StreamingResponse(_export(_store(request).each(_tenant(request))), headers=_attached("bise-conversations"))
@@ -135,7 +142,7 @@ async def removed(request: Request, id: str, if_match: IfMatch = None) -> Respon
     return Response(status_code=204)
 
 
-@router.get("/{id}/export", response_model=None, responses={200: {"model": File}, **refusals(401, 403, 404)})
+@router.get("/{id}/export", response_model=None, responses={200: {"model": Exported}, **refusals(401, 403, 404)})
 async def exported_one(request: Request, id: str) -> Response:
     """One conversation, as a file that can be imported."""
     kept = await run_sync(_store(request).get, _tenant(request), id)
