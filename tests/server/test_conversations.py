@@ -57,9 +57,9 @@ def test_what_another_tab_has_written_is_not_overwritten(http: httpx.Client) -> 
     assert http.get(path).json()["version"] == 2
 
 
-def test_an_export_of_nothing_is_one(http: httpx.Client) -> None:
+def test_nothing_is_not_taken_in(http: httpx.Client) -> None:
     answer = http.post(f"{ROOT}/import", json={"format": "bise-conversations", "conversations": []})
-    assert answer.status_code == 201 and answer.json() == {"imported": []}
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "conversations"
 
 
 def test_out_and_in_again(http: httpx.Client) -> None:
