@@ -73,10 +73,11 @@ def _turn(i: int, message: Mapping[str, Any]) -> Turn:
     turn = Turn(role, _content(i, message.get("content"), role), prefix=bool(message.get("prefix")))
     if turn.prefix and role != "assistant":
         raise RequestError(f"message {i}: prefix is for assistant messages, the role is {role}")
+    calls = message.get("tool_calls", [])
+    calls = [] if calls is None else calls
+    if not isinstance(calls, list | tuple):
+        raise RequestError(f"message {i}: tool_calls is {type(calls).__name__}, expected a list")
     if role == "assistant":
-        calls = message.get("tool_calls") or []
-        if not isinstance(calls, list | tuple):
-            raise RequestError(f"message {i}: tool_calls is {type(calls).__name__}, expected a list")
         turn.calls = [_call(i, c) for c in calls]
         if not turn.calls and not turn.content:
             raise TemplateError(f"message {i}: an assistant message needs content or tool_calls")

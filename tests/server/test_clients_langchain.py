@@ -133,7 +133,6 @@ class TestLangChain(tests.ChatModelIntegrationTests):  # type: ignore[misc,name-
 
 
 UNLEARNT = {
-    "test_tool_message_histories_list_content": "Mistral's format v3 has no message with both text and calls",
     "test_json_mode": "which keys the object has to have stands in the prompt only: a model has to understand it",
     "test_bind_runnables_as_tools": "the model has to find words: this one ends every text at once",
     "test_agent_loop": "the model has to decide by itself that it calls a tool, and then that it does not",

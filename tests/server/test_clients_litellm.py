@@ -76,7 +76,7 @@ def test_faults(start: Any) -> None:
     """Each under the name that programs catch, after one request: what fails again the same way is not tried again."""
     server = start()
     where = {"api_base": f"{server.url}/v1", "api_key": "none", **GREEDY}
-    with pytest.raises(litellm.BadRequestError):
+    with pytest.raises(litellm.ContextWindowExceededError):
         litellm.completion(f"openai/{server.model}", [{"role": "user", "content": "fox " * 2000}], **where)
     with pytest.raises(litellm.NotFoundError):
         litellm.completion("openai/nobody", STORY, **where)

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.running import Server
+from server.running import SOURCE, Server
 
 pytest.importorskip("schemathesis")
 PHASES = "examples,coverage,fuzzing,stateful"
@@ -30,7 +30,8 @@ def tried(server: Server, folder: Path, seconds: int, seed: int, *more: str) -> 
         "--exclude-checks", "positive_data_acceptance", "--max-time", str(seconds), "--seed", str(seed), "--no-color",
         "--generation-database", "none", "--request-timeout", "30", "--report-json-path", str(report), *more,
     ]  # fmt: skip
-    environment = os.environ | {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(Path(__file__).parent)}
+    paths = os.pathsep.join((str(Path(__file__).parent), SOURCE))
+    environment = os.environ | {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": paths}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds + 120)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return dict(json.loads(report.read_text()))

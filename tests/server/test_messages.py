@@ -144,7 +144,7 @@ def test_a_schema(client):
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking is asked for"),
         ({"stop_sequences": [""]}, "stop_sequences"),
         ({"container": "x"}, "unknown field container"),
-        ({"max_tokens": 5000}, "the context holds 1,024"),
+        ({"max_tokens": 5000}, "maximum context length is 1,024"),
         ({"output_config": {"format": {"type": "xml"}}}, "json_schema"),
     ],
 )  # fmt: skip

@@ -158,7 +158,7 @@ def test_an_error_in_the_stream_is_told(visit: Callable[..., Page], site: Server
 def test_a_prompt_that_does_not_fit_is_told(visit: Callable[..., Page], site: Server) -> None:
     page = visit()
     say(page, "word " * 1200)
-    page.get_by_role("alert").get_by_text("the context holds 1,024").wait_for()
+    page.get_by_role("alert").get_by_text("maximum context length is 1,024").wait_for()
     page.expect_refusals()
 
 

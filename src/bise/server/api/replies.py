@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ...grammar import Grammar
     from ..desk import Desk
 
+LENGTH = "this model's maximum context length"  # words by which clients know this error
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
@@ -175,7 +176,7 @@ def check_length(desk: Desk, characters: int) -> None:
     tokenizer = desk.tokenizer
     least = 0 if tokenizer.vocab.squeeze_spaces else characters // _longest(tokenizer)
     if least > desk.context:
-        raise ContextError(f"the prompt has more than {least:,} tokens, the context holds {desk.context:,}: shorten it")
+        raise ContextError(f"{LENGTH} is {desk.context:,} tokens, the prompt has more than {least:,}: shorten it")
 
 
 @lru_cache(maxsize=2)
@@ -192,7 +193,7 @@ def room(desk: Desk, prompt: Sequence[int], max_tokens: int | None) -> int:
     wanted = 1 if max_tokens is None else max_tokens
     if n + wanted > context:
         beside = "" if max_tokens is None else f" and max_tokens is {max_tokens:,}"
-        raise ContextError(f"the prompt has {n:,} tokens{beside}, the context holds {context:,}: shorten it")
+        raise ContextError(f"{LENGTH} is {context:,} tokens, the prompt has {n:,}{beside}: shorten it")
     return context - n if max_tokens is None else max_tokens
 
 
