@@ -131,7 +131,8 @@ class Ear:
             self._record.said += len(news.tokens)
 
 
-@router.api_route("/health", methods=["GET", "HEAD"], summary="Is the engine well", responses={503: {}})
+@router.head("/health", include_in_schema=False)
+@router.get("/health", summary="Is the engine well", responses={503: {}})
 async def health(request: Request) -> JSONResponse:
     """200 {"status": "ok"} where the engine answers; 503 with "loading", "down" or "draining". Needs no key."""
     state = await request.app.state.metrics.pulse.feel()
