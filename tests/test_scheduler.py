@@ -219,6 +219,24 @@ def test_an_error_ends_its_own_request(puff: Model, monkeypatch: pytest.MonkeyPa
     assert alone.tokens == good.tokens
 
 
+def test_an_error_on_the_way_in_is_its_own_too(puff: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = Scheduler(puff.engine(2))
+    true, bad = scheduler.engine.submit, ask(text(10, 1), 20)
+
+    def submit(request: Request) -> None:
+        if request is bad:
+            raise MemoryError
+        true(request)
+
+    monkeypatch.setattr(scheduler.engine, "submit", submit)
+    good = ask(text(10), 20)
+    scheduler.submit(bad)
+    scheduler.submit(good)
+    finish(scheduler)
+    assert isinstance(bad.error, MemoryError) and good.finish_reason == "length"
+    assert (scheduler.clients, scheduler.waiting) == ({}, 0)
+
+
 def test_out_of_memory_in_the_model_ends_the_one_that_needs_it(puff: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step is tried again for each alone; whose turn fails again is ended, and the others' texts are as ever."""
     import bise.engine as module

@@ -92,7 +92,11 @@ class Scheduler:
             self._waiting[self.clients[request]].remove(request)
             request.sequence = self._place(request, idle)
             self._used[request.sequence] = next(self._clock)
-            self.engine.submit(request)
+            try:
+                self.engine.submit(request)
+            except Exception as error:
+                request.error, request.finish_reason = error, "error"
+                self._leave(request)
 
     def _pause(self) -> None:
         """Where all sequences are taken and somebody waits who has had much less than another: pause one request of

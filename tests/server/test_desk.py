@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -155,6 +156,23 @@ def test_a_worker_that_dies_is_started_again() -> None:
         assert (await all_of(desk, story(desk, 5)))[2].finish == "length"
 
     with_desk(test)
+
+
+def test_a_server_with_many_files_open_starts_its_worker() -> None:
+    """The worker's end of the line then has a number that select() does not take."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most[1], 4096), most[1]))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+
+    async def test(desk: Desk) -> None:
+        assert (await all_of(desk, story(desk, 5)))[2].finish == "length"
+
+    try:
+        with_desk(test)
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
 
 
 def test_no_worker_outlives_its_desk() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import mmap
-import select
 import signal
 import socket
 import sys
@@ -243,12 +242,16 @@ def main() -> None:
 def _receive(line: socket.socket, inbox: Inbox, wait: bool) -> list[dict[str, Any]]:
     """What has come in; wait: until something does. EOFError at the end."""
     messages: list[dict[str, Any]] = []
-    while (wait and not messages) or select.select([line], [], [], 0)[0]:
-        data = line.recv(1 << 20)
-        if not data:
-            raise EOFError
-        messages += inbox.push(data)
-    return messages
+    try:
+        while True:
+            line.setblocking(wait and not messages)
+            if not (data := line.recv(1 << 20)):
+                raise EOFError
+            messages += inbox.push(data)
+    except BlockingIOError:
+        return messages
+    finally:
+        line.setblocking(True)
 
 
 if __name__ == "__main__":
