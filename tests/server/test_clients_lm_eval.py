@@ -8,13 +8,13 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
-import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 
@@ -22,16 +22,20 @@ import bise
 from server.careless import swept  # noqa: F401
 from server.running import Server
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-with warnings.catch_warnings():
+# Nothing is fetched here: these libraries read that when they are imported. The hub's own is imported before: other tests
+# have a hub of theirs.
+with warnings.catch_warnings(), pytest.MonkeyPatch.context() as settings:
     warnings.simplefilter("ignore")
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        settings.setenv(name, "1")
+    settings.setenv("TOKENIZERS_PARALLELISM", "false")
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.api.model import TemplateLM
     from lm_eval.models.openai_completions import LocalCompletionsAPI
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("offline")]
 CHOICE = {"output_type": "multiple_choice", "doc_to_text": "{{query}}", "doc_to_choice": "choices",
           "doc_to_target": "{{label}}", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]}  # fmt: skip
 ROLLING = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",
@@ -109,6 +113,13 @@ STORIES = [
         " ".join(["The cat sat on the mat and looked at the big red ball."] * 90),  # longer than the context
     )
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def offline() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        yield
 
 
 @pytest.fixture(scope="module")
