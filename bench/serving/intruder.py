@@ -12,6 +12,7 @@ from .prompts import Prompts, chat
 from .tally import Answer, spread
 
 CHUNK = 256  # tokens of a prompt that are read in one step
+SPEAKS = 4  # events of a stream after which it certainly speaks
 STAY = 240.0  # seconds after which a long prompt leaves, read or not: the gaps are known by then
 
 
@@ -38,6 +39,8 @@ async def intruder(
             talking.discard(connection)
 
     talks = [asyncio.create_task(talk()) for _ in range(chats)]
+    while not (len(talking) == chats and all(len(c.reply.parts) > SPEAKS for c in talking)):
+        await asyncio.sleep(0.05)  # their own prompts are still being read
     for _ in range(times):
         await asyncio.sleep(before)
         arrivals.append(time.perf_counter())
