@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
@@ -117,6 +118,8 @@ class _Reader:
     def _word(self, word: str, value: Any, schema: Mapping[str, Any], at: str, depth: int) -> Schema:
         if word == "multipleOf":
             self._check_multiple(value, at)
+        if word == "pattern":
+            return {word: _narrowed(_kind(value, str, at))}
         if word in PLAIN:
             return {word: value}
         if word == "format":
@@ -129,7 +132,9 @@ class _Reader:
             parts = [self.schema(v, f"{at}/{i}", depth) for i, v in enumerate(_kind(value, list, at))]
             return {"prefixItems" if word == "items" else word: parts}
         if word in ("properties", "patternProperties"):
-            return {word: {n: self.schema(v, f"{at}/{n}", depth) for n, v in _kind(value, Mapping, at).items()}}
+            named = _kind(value, Mapping, at).items()
+            plain = word == "properties"
+            return {word: {n if plain else _narrowed(n): self.schema(v, f"{at}/{n}", depth) for n, v in named}}
         if word == "additionalItems":  # says something beside a list of items only
             return {"items": self.schema(value, at, depth)} if isinstance(schema.get("items"), list) else {}
         if word in ("items", "additionalProperties"):
@@ -183,6 +188,16 @@ def _check_words(schema: Mapping[str, Any], at: str, depth: int) -> None:
             f"the JSON schema at {at:.80} says minProperties {least} with {len(names)} required names: bise promises "
             "1, or as many as are required"
         )
+
+
+def _narrowed(pattern: str) -> str:
+    """For JavaScript, and so for JSON schemas, U+FEFF is a space; for the library that matches here it is none. Outside
+    of brackets \\S is written so that it means the same to both."""
+    parts, brackets = [], False
+    for part in re.findall(r"\\.|.", pattern, re.DOTALL):
+        brackets = part == "[" if not brackets else part != "]"
+        parts.append("[^\\s\ufeff]" if part == "\\S" and not brackets else part)
+    return "".join(parts)
 
 
 def _count(value: Any, most: int, at: str) -> int:
