@@ -45,6 +45,7 @@ class Small:
         return Fault(429, "no room", code="x", retry_after=3) if path == "/full" else None
 
     async def _run(self) -> None:
+        self.loop = asyncio.get_running_loop()
         looking = asyncio.create_task(_look(self.web.server_state))
         await self.web.serve()
         looking.cancel()
@@ -232,6 +233,19 @@ def test_old_reused_and_piled_up(small: Callable[..., Small], monkeypatch: pytes
             assert b" 200 " in answer and answer.endswith(b"\r\n1\r\n%d\r\n0\r\n\r\n" % i)
     pipelined = server.raw((HEAD + b"content-length: 2\r\n\r\nab") * 3 + b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n")
     assert pipelined.count(b" 200 ") == 4
+
+
+@pytest.mark.parametrize("late, answered", [(0.0, False), (2.0, True)])
+def test_a_server_that_slept_blames_nobody(small: Callable[..., Small], late: float, answered: bool) -> None:
+    """A look that comes two seconds late itself gives everybody two seconds more."""
+    server = small()
+    with server.connect() as line:
+        until(lambda: len(server.web.server_state.connections) == 1)
+        (connection,) = server.web.server_state.connections
+        server.loop.call_soon_threadsafe(connection.look, server.loop.time() + 1, late)
+        time.sleep(0.1)
+        line.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        assert (b" 200 " in drained(line)) == answered
 
 
 def test_turned_away_after_the_last_byte(small: Callable[..., Small]) -> None:

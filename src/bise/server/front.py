@@ -156,12 +156,15 @@ def data_folder() -> Path:
 
 
 async def _look(state: ServerState) -> None:
-    """End what takes too long on any connection."""
+    """End what takes too long on any connection. Where this process was held up itself (a busy machine, a laptop that
+    slept), that time is nobody's fault."""
+    loop = asyncio.get_running_loop()
     while True:
+        due = loop.time() + LOOK
         await asyncio.sleep(LOOK)
-        now = asyncio.get_running_loop().time()
+        now = loop.time()
         for connection in list(state.connections):
-            cast(Connection, connection).look(now)
+            cast(Connection, connection).look(now, now - due)
 
 
 class _Web(uvicorn.Server):

@@ -118,8 +118,10 @@ class Connection(HttpToolsProtocol):
         super().pause_writing()
         self._watch_reader()
 
-    def look(self, now: float) -> None:
-        """End what takes too long. now: the loop's time."""
+    def look(self, now: float, late: float = 0.0) -> None:
+        """End what takes too long. now: the loop's time; late: seconds that it stood still."""
+        self._end += late
+        self._reader_end += late
         if now > self._end:
             self._end = math.inf
             self._late()
