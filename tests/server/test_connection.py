@@ -41,7 +41,7 @@ class Small:
         until(lambda: self.web.started)
         self.port = self.web.servers[0].sockets[0].getsockname()[1]
 
-    def _full(self, path: str) -> Fault | None:
+    def _full(self, path: str, scope: Any) -> Fault | None:
         return Fault(429, "no room", code="x", retry_after=3) if path == "/full" else None
 
     async def _run(self) -> None:

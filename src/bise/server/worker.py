@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import os
 import signal
 import socket
 import sys
@@ -28,6 +29,7 @@ from ..speech import Speech
 from .wire import Ask, Inbox, News, frame, packed
 
 log = logging.getLogger("bise.server")
+NICE = 5  # so much less urgent than the front, which has to answer at once however many threads compute here (LOG.md)
 
 
 @dataclass(eq=False)
@@ -213,6 +215,7 @@ def _failure(error: Exception) -> News:
 
 
 def main() -> None:
+    os.nice(NICE)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the server decides when to end
         signal.signal(number, signal.SIG_IGN)
     line = socket.socket(fileno=int(sys.argv[1]))

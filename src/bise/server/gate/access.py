@@ -69,7 +69,7 @@ class Engine(Protocol):
     queue: int
 
     @property
-    def full(self) -> bool: ...
+    def taken(self) -> int: ...
 
 
 class Access:
@@ -87,6 +87,7 @@ class Access:
         self._guesses = Guesses()
         self._slowed = 0  # clients that wait after a wrong key
         self._held = 0  # bytes of bodies
+        self._coming: dict[int, Record | None] = {}  # requests that have found room, by the id of their scope
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -94,6 +95,8 @@ class Access:
             return
         record = Record(scope["method"])
         NOW.set(record)
+        if id(scope) in self._coming:
+            self._coming[id(scope)] = record
         say = _dressed(send, record, scope)
         if scope["path"] not in PRESENT:
             self.open.add(record.id)
@@ -108,6 +111,7 @@ class Access:
             await _refuse(scope["path"], say, Fault(500, "the server failed on this request", code="internal_error"))
         finally:
             self.open.discard(record.id)
+            self._coming.pop(id(scope), None)
             record.route = getattr(scope.get("route"), "path", "-")
             self.journal.end(record)
 
@@ -170,11 +174,16 @@ class Access:
         if self._held > limits.BODIES:
             raise Fault(503, "the server holds as many bodies as it may: try again", code="bodies", retry_after=1)
 
-    def full(self, path: str) -> Fault | None:
-        """Why a POST to this path finds no room, if it does not. The connection asks before it reads on."""
-        if path not in GENERATING or not self.desk.full:
+    def full(self, path: str, scope: Scope) -> Fault | None:
+        """Why a POST to this path finds no room, if it does not. The connection asks before it reads on; of a crowd
+        that comes at one moment, those count who have been let in and have not got as far as the desk."""
+        if path not in GENERATING:
             return None
         running, waiting = self.desk.slots, self.desk.queue
+        coming = sum(record is None or not record.asked for record in self._coming.values())
+        if self.desk.taken + coming < running + waiting:
+            self._coming[id(scope)] = None
+            return None
         line = f"{running} requests are running and {waiting} wait, as many as may: try again"
         return Fault(429, line, code="rate_limit_exceeded", retry_after=1)
 
@@ -183,7 +192,7 @@ class Access:
             return
         if self.desk.state != "ready":
             raise Fault(503, f"the engine is {self.desk.state}: try again", code="engine_down", retry_after=5)
-        if fault := self.full(request.path):
+        if id(request.scope) not in self._coming and (fault := self.full(request.path, request.scope)):
             raise fault
 
     async def _no_key(self, request: Incoming, send: Send) -> None:

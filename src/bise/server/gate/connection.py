@@ -36,7 +36,7 @@ class Connection(HttpToolsProtocol):
     now and then."""
 
     def __init__(
-        self, most: int, journal: Journal, full: Callable[[str], Fault | None],
+        self, most: int, journal: Journal, full: Callable[[str, Any], Fault | None],
         config: Config, server_state: ServerState, app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:  # fmt: skip
@@ -86,7 +86,7 @@ class Connection(HttpToolsProtocol):
             self._fail(400, "the target of a request is a path that begins with /")
         alone = self.cycle is None or self.cycle.response_complete
         if alone and not self.expect_100_continue and self.parser.get_method() == b"POST":
-            self._no_room = self.full(self.url.decode("latin-1"))
+            self._no_room = self.full(self.url.decode("latin-1"), self.scope)
         if not self._no_room:
             super().on_headers_complete()
 

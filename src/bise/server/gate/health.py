@@ -111,6 +111,7 @@ class Ear:
 
     def __init__(self, metrics: Metrics, record: Record | None, prompt: int) -> None:
         self._metrics, self._record, self._prompt = metrics, record or Record("-"), prompt
+        self._record.asked = True
         self._asked, self._spoke = time.perf_counter(), 0.0
 
     def __call__(self, news: News) -> None:

@@ -32,6 +32,7 @@ class Record:
     prompt: int = 0  # tokens
     reused: int = 0
     said: int = 0
+    asked: bool = False  # it has come as far as the engine
     started: float = field(default_factory=time.perf_counter)
 
     @property
