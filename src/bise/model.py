@@ -9,6 +9,7 @@ serving, with the rolling buffer or without.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from .cache import Batch
 from .config import Config
@@ -23,16 +24,33 @@ def forward(
     ops: Ops, config: Config, weights: Parameters, tokens: Array, batch: Batch, tap: Tap | None = None
 ) -> Array:
     """tokens (T,) -> logits (R, vocab_size) of the R rows that the batch wants."""
-    eps, last = config.norm_eps, len(weights.blk) - 1
+    return ops.linear(states(ops, config, weights, tokens, batch, tap), weights.output)
+
+
+def at_once(block: Callable[..., Array], *its: Any) -> Array:
+    return block(*its)
+
+
+def states(
+    ops: Ops, config: Config, weights: Parameters, tokens: Array, batch: Batch, tap: Tap | None = None,
+    run: Callable[..., Array] = at_once,
+) -> Array:  # fmt: skip
+    """tokens (T,) -> (R, dim): what the output matrix reads. run: how a block is computed; training forgets what
+    happened inside and computes it once more on its way back (Chen et al. 2016)."""
     x = ops.embed(weights.token_embd, tokens)  # (T, dim)
     for i, w in enumerate(weights.blk):
-        x = x + attention(ops, w, ops.rms_norm(x, w.attn_norm, eps), batch, i)
-        if i == last:
-            x = x[batch.wanted]  # (R, dim): of the others only keys and values were wanted
-        x = x + feed_forward(ops, w, ops.rms_norm(x, w.ffn_norm, eps))
+        x = run(block, ops, config, w, x, batch, i)
         if tap:
             x = tap(i, x)
-    return ops.linear(ops.rms_norm(x, weights.output_norm, eps), weights.output)
+    return ops.rms_norm(x, weights.output_norm, config.norm_eps)
+
+
+def block(ops: Ops, config: Config, w: Layer, x: Array, batch: Batch, layer: int) -> Array:
+    """One layer. (T, dim) -> (T, dim), the last one (R, dim): of the other rows only keys and values were wanted."""
+    x = x + attention(ops, w, ops.rms_norm(x, w.attn_norm, config.norm_eps), batch, layer)
+    if layer == config.n_layers - 1:
+        x = x[batch.wanted]
+    return x + feed_forward(ops, w, ops.rms_norm(x, w.ffn_norm, config.norm_eps))
 
 
 def attention(ops: Ops, w: Layer, x: Array, batch: Batch, layer: int) -> Array:
