@@ -183,8 +183,9 @@ class Connection(HttpToolsProtocol):
 def answer(fault: Fault, path: str, id: str, headers: list[tuple[bytes, bytes]]) -> bytes:
     """The whole of a response that ends the connection."""
     more = "".join(f"{name}: {value}\r\n".lower() for name, value in (fault.headers or {}).items())
-    own, said = _written(fault.status_code, fault.message, fault.code, path), b"".join(b"%s: %s\r\n" % h for h in headers)
-    return b"%s%s%sx-request-id: %s\r\n%s" % (own[0], said, more.encode(), id.encode(), own[1])
+    before = b"".join(b"%s: %s\r\n" % header for header in headers)
+    first, rest = _written(fault.status_code, fault.message, fault.code, path)
+    return b"%s%s%sx-request-id: %s\r\n%s" % (first, before, more.encode(), id.encode(), rest)
 
 
 @lru_cache(64)
