@@ -129,8 +129,8 @@ def check_base(adapter: Adapter, weights: Weights, any_base: bool = False) -> No
     elif adapter.base != weights.fingerprint and not any_base:
         raise FormatError(
             f"{adapter.name}: the adapter was trained on weights {adapter.base[:16]}, {weights.path} is "
-            f"{weights.fingerprint[:16]}: take that model, or say --any-base (any_base=True) if this is the same one in "
-            "another type"
+            f"{weights.fingerprint[:16]}: take that model, or say --any-base (any_base=True) if this is the same one "
+            "in another type"
         )
     if not any(delta.b.any() for delta in adapter.deltas.values()):
         log.warning("%s: every B of the adapter is zero: it has not learnt anything", adapter.name)

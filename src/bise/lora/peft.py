@@ -155,8 +155,8 @@ def _check_settings(told: Mapping[str, Any], where: Path) -> None:
         raise UnsupportedError(f"{where}: bias = {told['bias']!r:.40}: bise's models have no biases")
     begun = told.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(_CHANGED):
-        raise UnsupportedError(f"{where}: init_lora_weights = {begun!r:.40} changed the base as well: save it with PEFT's "
-                               "path_initial_model_for_weight_conversion")  # fmt: skip
+        raise UnsupportedError(f"{where}: init_lora_weights = {begun!r:.40} changed the base as well: save it "
+                               "with PEFT's path_initial_model_for_weight_conversion")  # fmt: skip
     rank = told.get("r")
     if type(rank) is not int or rank < 1:
         raise FormatError(f"{where}: r = {rank!r:.40}, expected a rank of 1 or more")
