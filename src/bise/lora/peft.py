@@ -31,6 +31,7 @@ BASE = "bise.base"  # in the safetensors' own metadata, which others leave alone
 PREFIX = "base_model.model."
 PARTS = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector": "magnitude",
          "lora_magnitude_vector.weight": "magnitude"}  # fmt: skip
+FROZEN = ".base_layer.weight"  # PEFT adds a copy of the base's own lm_head to an adapter of it
 _TENSOR = re.compile(r"(.+)\.(lora_[A-Za-z_]+(?:\.weight|\.bias)?)")
 _FOREIGN = (  # settings that change what an adapter computes, and that nothing here computes
     "fan_in_fan_out", "lora_bias", "modules_to_save", "layer_replication", "trainable_token_indices",
@@ -57,6 +58,7 @@ def read(folder: Path, config: Config) -> Adapter:
         check_delta(delta, shapes[name], f"{where}: {module}")
         deltas[name] = _turned(name, delta, config.head_dim)
     _check_targets(told, deltas, folder)
+    _check_frozen(file, shapes, where)
     base = file.metadata.get(BASE, "")
     return Adapter({n: deltas[n] for n in shapes if n in deltas}, float(told["lora_alpha"]), base, "", told)
 
@@ -85,6 +87,8 @@ def _modules(file: Safetensors, where: Path) -> dict[str, dict[str, str]]:
     """Hugging Face module -> {"a" | "b" | "magnitude": tensor name}. FormatError for tensors that are none of these."""
     modules: dict[str, dict[str, str]] = {}
     for tensor in file:
+        if tensor.endswith(FROZEN):
+            continue
         match = _TENSOR.fullmatch(tensor)
         part = PARTS.get(match[2]) if match else None
         if match is None or part is None:
@@ -180,6 +184,16 @@ def _check_targets(told: Mapping[str, Any], deltas: Mapping[str, Delta], folder:
         last = str(target).rpartition(".")[2]
         if last in own and not any(module.endswith(f".{target}") for module in there):
             raise FormatError(f"{folder / CONFIG}: target_modules names {target!r:.80}, {TENSORS} has nothing of it")
+
+
+def _check_frozen(file: Safetensors, shapes: Mapping[str, tuple[int, ...]], where: Path) -> None:
+    """Copies of the base's weights: of the same shape, unless words were added to the vocabulary."""
+    for tensor, place in file.places.items():
+        if tensor.endswith(FROZEN):
+            name = names.canonical(tensor.removeprefix(PREFIX).removesuffix(FROZEN) + ".weight", "huggingface")
+            if shapes.get(name or "") != place.shape:
+                raise FormatError(f"{where}: {tensor} is {place.shape}, the model's weight is {shapes.get(name or '')}: "
+                                  "an adapter of another model, or of one with more words")  # fmt: skip
 
 
 def _module(name: str) -> str:
