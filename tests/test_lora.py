@@ -19,8 +19,8 @@ from bise.lora import Adapter, Delta
 from bise.lora.adapter import targets
 from bise.quant import QTensor
 from bise.weights import Weights
-from test_parity_transformers import Shape, mistral
 from steps import one_torch_thread  # noqa: F401
+from test_parity_transformers import Shape, mistral
 from tiny import tiny_config, tiny_weights, write_tiny_gguf
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
