@@ -28,6 +28,7 @@ FLOORS = [
         "chat",
         "download",
         "hub",
+        "importance",
     },
     {"model", "cache"},
     {
@@ -44,6 +45,7 @@ FLOORS = [
         "engine",
         "scheduler",
         "lora",
+        "moments",
     },
     {"bench", "tune"},
     {"completion", "session", "api", "server", "cli", "__main__"},
