@@ -29,6 +29,7 @@ FLOORS = [
         "download",
         "hub",
         "importance",
+        "texts",
     },
     {"model", "cache"},
     {
@@ -46,8 +47,9 @@ FLOORS = [
         "scheduler",
         "lora",
         "moments",
+        "score",
     },
-    {"bench", "tune"},
+    {"bench", "evaluate", "tune"},
     {"completion", "session", "api", "server", "cli", "__main__"},
 ]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
