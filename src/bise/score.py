@@ -40,6 +40,19 @@ class Estimate(NamedTuple):
         """For JSON, which has neither NaN nor infinity."""
         return {name: value if np.isfinite(value) else None for name, value in self._asdict().items()}
 
+    def __str__(self) -> str:
+        """With as many digits as the error leaves: 5.731 ± 0.021."""
+        if not np.isfinite(self.error) or self.error <= 0:
+            return f"{self.value:.4g}"
+        digits = max(0, 1 - int(np.floor(np.log10(self.error))))
+        if digits > 6:
+            return f"{self.value:.2e} ± {self.error:.0e}"
+        return f"{self.value:,.{digits}f} ± {self.error:.{digits}f}"
+
+    def percent(self) -> str:
+        """The same of a share."""
+        return f"{Estimate(100 * self.value, 100 * self.error)} %"
+
     def exp(self) -> Estimate:
         """exp of it; the error to first order."""
         return Estimate(float(np.exp(self.value)), float(np.exp(self.value) * self.error))
