@@ -28,6 +28,8 @@ FLOORS = [
         "chat",
         "download",
         "hub",
+        "importance",
+        "texts",
     },
     {"model", "cache"},
     {
@@ -45,8 +47,10 @@ FLOORS = [
         "engine",
         "scheduler",
         "lora",
+        "moments",
+        "score",
     },
-    {"bench", "tune"},
+    {"bench", "evaluate", "tune"},
     {"completion", "session", "api", "server", "cli", "__main__"},
 ]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}

@@ -191,9 +191,11 @@ def _check_frozen(file: Safetensors, shapes: Mapping[str, tuple[int, ...]], wher
     for tensor, place in file.places.items():
         if tensor.endswith(FROZEN):
             name = names.canonical(tensor.removeprefix(PREFIX).removesuffix(FROZEN) + ".weight", "huggingface")
-            if shapes.get(name or "") != place.shape:
-                raise FormatError(f"{where}: {tensor} is {place.shape}, the model's weight is {shapes.get(name or '')}: "
-                                  "an adapter of another model, or of one with more words")  # fmt: skip
+            if (own := shapes.get(name or "")) != place.shape:
+                raise FormatError(
+                    f"{where}: {tensor} is {place.shape}, the model's weight {own}: an adapter of another model, or of "
+                    "one with more words"
+                )
 
 
 def _module(name: str) -> str:
