@@ -22,6 +22,8 @@ FLOORS = [
         "protobuf",
         "vocab",
         "tokenizer",
+        "tokenizer_json",
+        "release",
         "template",
         "template_child",
         "instruct",
@@ -45,7 +47,7 @@ FLOORS = [
         "scheduler",
         "lora",
     },
-    {"bench", "tune"},
+    {"bench", "convert", "tune"},
     {"completion", "session", "api", "server", "cli", "__main__"},
 ]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}

@@ -65,6 +65,6 @@ def test_read_back(pair: tuple[Tokenizer, Any]) -> None:
 
 
 def test_merges_by_hand() -> None:
-    """"abc" may be a+bc or ab+c; its score is the better one, so both ways come before that to "ab"."""
+    """A piece abc may be a+bc or ab+c; its score is the better one, so both ways come before that to "ab"."""
     vocab = Vocab(["<unk>", "a", "b", "c", "bc", "abc", "ab"], [0, -9, -9, -9, -2, -1, -3], [2, 1, 1, 1, 1, 1, 1], 0)
     assert merges(vocab) == [["a", "bc"], ["ab", "c"], ["b", "c"], ["a", "b"]]

@@ -175,7 +175,7 @@ class Config:
         )
 
     def to_gguf(self) -> dict[str, Any]:
-        """The llama.* keys of a GGUF. The window is a key of its own there: 0 where the dimensions would suggest one."""
+        """The llama.* keys of a GGUF. The window has a key: 0 where the dimensions suggest one."""
         keys: dict[str, Any] = {
             "block_count": self.n_layers,
             "context_length": self.context,
@@ -197,7 +197,7 @@ class Config:
         return {f"llama.{key}": value for key, value in keys.items()}
 
     def to_hf(self) -> dict[str, Any]:
-        """What a config.json says of the shape. Theta stands there twice: transformers 4 reads rope_theta, 5 the other."""
+        """A config.json of this shape. Theta stands there twice: transformers 4 reads rope_theta, 5 the other."""
         plain_llama = self.sliding_window is None and (self.rope_factor != 1 or not self.version.startswith("Mistral"))
         theta, factor = _shortest(self.rope_theta), _shortest(self.rope_factor)
         linear = {"type": "linear", "rope_type": "linear", "factor": factor}
@@ -224,7 +224,7 @@ class Config:
         """Mistral's params.json. UnsupportedError for stretched positions, which it cannot say."""
         if self.rope_factor != 1:
             raise UnsupportedError(
-                f"RoPE positions stretched {self.rope_factor:g} times: params.json has no word for it, use another layout"
+                f"RoPE positions stretched {self.rope_factor:g} times: params.json cannot say it, use another layout"
             )
         return {
             "dim": self.dim,

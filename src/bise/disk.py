@@ -148,8 +148,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def building(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder to fill that takes `folder`'s place only when the block ends well; there may be nothing at that place, or
-    an empty folder. On any exception nothing is left behind."""
+    """A folder to fill that takes `folder`'s place only when the block ends well; at that place may be nothing, or an
+    empty folder. On any exception nothing is left behind."""
     folder = Path(folder)
     try:
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))

@@ -1,8 +1,8 @@
 """Release: everything that a model's files say beside its tensors, read from any layout and written in any.
 
-A GGUF has it in keys. A Hugging Face folder has config.json, generation_config.json, tokenizer_config.json, tokenizer.model
-and tokenizer.json; Mistral's own folders params.json and tokenizer.model. What only a GGUF has a place for (its name, its
-licence) travels in the __metadata__ of the safetensors files, under "gguf", as JSON.
+A GGUF has it in keys. A Hugging Face folder has config.json, generation_config.json, tokenizer_config.json,
+tokenizer.model and tokenizer.json; Mistral's own folders params.json and tokenizer.model. What only a GGUF has a place
+for (its name, its licence) travels in the __metadata__ of the safetensors files, under "gguf", as JSON.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .weights import Weights
 log = logging.getLogger(__name__)
 
 _DERIVED = ("llama.", "mistral.", "tokenizer.", "split.", "quantize.")  # keys that follow from the rest of a Release
-_OWN = {"general.architecture", "general.type", "general.alignment", "general.file_type", "general.quantization_version"}
+_OWN = {f"general.{key}" for key in ("architecture", "type", "alignment", "file_type", "quantization_version")}
 _ENDS = ("eot", "eom")  # tokenizer.ggml.*_token_id: what ends an answer beside eos
 
 
@@ -61,10 +61,15 @@ class Release:
 
     def gguf(self, file_type: int) -> dict[str, Any]:
         """All keys of a GGUF. file_type: llama.cpp's number for what most matrices are."""
-        general = {"general.architecture": "llama", "general.type": "model"} | dict(self.facts)
-        return general | self.config.to_gguf() | {"general.file_type": file_type, "general.quantization_version": 2} | (
-            self._gguf_vocabulary()
-        )
+        return {
+            "general.architecture": "llama",
+            "general.type": "model",
+            **self.facts,
+            **self.config.to_gguf(),
+            "general.file_type": file_type,
+            "general.quantization_version": 2,
+            **self._gguf_vocabulary(),
+        }
 
     def _gguf_vocabulary(self) -> dict[str, Any]:
         if self.vocab is None:
@@ -111,7 +116,7 @@ class Release:
         }
 
     def mistral(self) -> dict[str, bytes]:
-        """File name -> content, all but the tensors. mistral-common knows the version of a vocabulary by its file's name.
+        """File name -> content, all but the tensors. mistral-common takes a vocabulary's version from its file's name.
         The layout has no place for a chat template; it lies beside it, where bise finds it."""
         files = {"params.json": _json(self.config.to_params() | ({"tied_embeddings": True} if self.tied else {}))}
         if self.vocab is not None:

@@ -1,7 +1,7 @@
 """A SentencePiece vocabulary as Hugging Face's tokenizer.json, for programs that read nothing else.
 
-Source: the format of huggingface/tokenizers. It has no scores but merges, in order: each way to put a piece together from
-two others, those of the piece with the highest score first, since SentencePiece merges the best piece first.
+Source: the format of huggingface/tokenizers. It has no scores but merges, in order: each way to put a piece together
+from two others, those of the piece with the highest score first, since SentencePiece merges the best piece first.
 """
 
 from __future__ import annotations

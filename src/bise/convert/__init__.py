@@ -101,9 +101,9 @@ def _check(weights: Weights, out: Path, layout: str, dtype: str | None, shard: i
         wanted = "the name of a .gguf file" if layout == "gguf" else "a folder"
         raise RequestError(f"{out}: for the layout {layout} name {wanted}")
     if layout == weights.layout and dtype is None and shard is None:
-        raise RequestError(f"{weights.path} is in the layout {layout} already: ask for another, a --dtype or --shard-size")
-    if shard is not None and shard < 1_000_000:
-        raise RequestError(f"shards of {shard:,} bytes, expected at least 1,000,000")
+        raise RequestError(f"{weights.path} is {layout} already: ask for another layout, a --dtype or --shard-size")
+    if shard is not None and shard < 100_000:
+        raise RequestError(f"shards of {shard:,} bytes, expected at least 100,000")
     if out.exists() and not (out.is_dir() and layout != "gguf" and not any(out.iterdir())):
         raise RequestError(f"{out} exists: name another, or delete it first")
     if not out.parent.is_dir():
@@ -142,7 +142,13 @@ def _keys(made: Plan) -> dict[str, object]:
     return kept | ({"general.file_type": FILE_TYPES[made.main_type]} if changed else {})
 
 
-def convert(source: str | os.PathLike[str], out: str | os.PathLike[str], to: str | None = None,
-            dtype: str | None = None, shard: int | None = None, progress: Progress | None = None) -> list[Path]:  # fmt: skip
+def convert(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    to: str | None = None,
+    dtype: str | None = None,
+    shard: int | None = None,
+    progress: Progress | None = None,
+) -> list[Path]:
     """`plan` and `write` in one."""
     return write(plan(Weights.open(source), out, to, dtype, shard), progress)

@@ -1,5 +1,5 @@
-"""A GGUF in several files, as llama.cpp's gguf-split names and describes them: NAME-00001-of-00003.gguf, all keys in the
-first, and in each its number, their count and the number of tensors in all."""
+"""A GGUF in several files, as llama.cpp's gguf-split names and describes them: NAME-00001-of-00003.gguf, all keys in
+the first, and in each its number, their count and the number of tensors in all."""
 
 from __future__ import annotations
 
