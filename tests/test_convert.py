@@ -226,7 +226,7 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
         ("there.gguf", {"dtype": "F16"}, "exists: name another"),
         ("full", {}, "exists: name another"),
         ("no/such.gguf", {"dtype": "F16"}, "there is no folder"),
-        ("new.gguf", {}, "is in the layout gguf already"),
+        ("new.gguf", {}, "is gguf already"),
         ("new.gguf", {"to": "huggingface"}, "for the layout huggingface name a folder"),
         ("new", {"to": "gguf"}, "name the name of a .gguf file"),
         ("new", {"to": "onnx"}, "layout 'onnx', expected one of gguf"),
