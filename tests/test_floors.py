@@ -30,6 +30,8 @@ FLOORS = [
         "chat",
         "download",
         "hub",
+        "importance",
+        "texts",
     },
     {"model", "cache"},
     {
@@ -46,8 +48,10 @@ FLOORS = [
         "engine",
         "scheduler",
         "lora",
+        "moments",
+        "score",
     },
-    {"bench", "convert", "tune"},
+    {"bench", "convert", "evaluate", "tune"},
     {"completion", "session", "api", "server", "cli", "__main__"},
 ]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}

@@ -59,8 +59,8 @@ class _Notes(logging.Handler):
 
 
 class Bar:
-    """A progress bar to be called with (done, total); it appears when a job turns out to be long, and goes when the
-    block ends or `close` is called. Where stderr is no terminal it does nothing."""
+    """A progress bar to be called with (done, total), and perhaps another title; it appears when a job turns out to be
+    long, and goes when the block ends or `close` is called. Where stderr is no terminal it does nothing."""
 
     def __init__(self, title: str, unit: str) -> None:
         self.title, self.unit = title, unit
@@ -75,9 +75,10 @@ class Bar:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, title: str = "") -> None:
         if not self._live:
             return
+        self.title = title or self.title
         self._first = done if self._first is None else self._first
         seconds = time.perf_counter() - self._started
         if self._progress is None and (seconds > PATIENCE or self._long(total - done)) and done < total:
@@ -85,7 +86,7 @@ class Bar:
         if self._progress is not None:
             counted = self.unit == "tokens" and done > self._first
             speed = f"{(done - self._first) / seconds:,.0f} tokens/s" if counted else ""
-            self._progress.update(self._task, completed=done, speed=speed)
+            self._progress.update(self._task, completed=done, speed=speed, description=self.title)
 
     def close(self) -> None:
         """Take the bar away: what follows is the product."""
