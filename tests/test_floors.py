@@ -22,6 +22,8 @@ FLOORS = [
         "protobuf",
         "vocab",
         "tokenizer",
+        "tokenizer_json",
+        "release",
         "template",
         "template_child",
         "instruct",
@@ -50,7 +52,7 @@ FLOORS = [
         "moments",
         "score",
     },
-    {"bench", "evaluate", "tune"},
+    {"bench", "convert", "evaluate", "tune"},
     {"completion", "session", "api", "server", "cli", "__main__"},
 ]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
