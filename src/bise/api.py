@@ -103,7 +103,7 @@ class Model:
     def add_adapter(self, path: str | Path, name: str | None = None, any_base: bool = False) -> str:
         """Put an adapter (a PEFT folder, or a GGUF) beside the weights -> its name, for Options' `adapter`: the file's
         own unless told otherwise. any_base: also one that was trained on other weights of these shapes."""
-        name = name or Path(path).stem
+        name = name or lora.named(path)
         if name in self.adapters:
             raise RequestError(f"adapter {name!r} is there already: remove it first, or give this one another name")
         self.adapters[name] = self.beside.place(lora.read(path, self.weights, any_base), name)
@@ -231,7 +231,7 @@ def load(path: str | Path | None = None, *, window: int | str | None = None, con
     if small is not None:
         _check_exact(ops)
         guesser = Model(small, small.config, ops, min(context, small.config.context), kv, lookup=False)
-    several = adapter if isinstance(adapter, Mapping) else {Path(adapter).stem: adapter} if adapter else {}
+    several = adapter if isinstance(adapter, Mapping) else {lora.named(adapter): adapter} if adapter else {}
     read = {name: lora.read(one, weights, any_base) for name, one in several.items()}
     model = Model(weights, config, ops, context, kv, lookup, progress, keep_packed, guesser)
     model.adapters = {name: model.beside.place(one, name) for name, one in read.items()}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -84,6 +86,12 @@ class Adapter:
     @property
     def ranks(self) -> list[int]:
         return sorted({delta.rank for delta in self.deltas.values()})
+
+
+def named(path: str | os.PathLike[str]) -> str:
+    """What an adapter is called if nobody says otherwise: its folder's name, or its file's without the ending."""
+    path = Path(path)
+    return path.name if path.is_dir() else path.stem
 
 
 def lengths(rows: np.ndarray) -> np.ndarray:

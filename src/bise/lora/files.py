@@ -10,7 +10,7 @@ from ..disk import PICKLE
 from ..errors import FormatError
 from ..weights import Weights
 from . import llama, peft
-from .adapter import Adapter, check_base
+from .adapter import Adapter, check_base, named
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -31,7 +31,7 @@ def read(path: str | os.PathLike[str], weights: Weights, any_base: bool = False)
         adapter = peft.read(path, weights.config)
     else:
         adapter = llama.read(path, weights.config)
-    adapter = replace(adapter, name=adapter.name or path.stem)
+    adapter = replace(adapter, name=adapter.name or named(path))
     check_base(adapter, weights, any_base)
     return adapter
 

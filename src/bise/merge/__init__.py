@@ -1,4 +1,4 @@
-"""Merging: an adapter fused into its base, written tensor by tensor, and what was written proven to be what was trained.
+"""Merging: an adapter fused into its base, written tensor by tensor, and the export proven to be what was trained.
 
 W' = W + scale * B A, and for DoRA each row at its trained length. Weights that the adapter leaves alone keep their
 bytes where their type stays.

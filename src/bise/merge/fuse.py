@@ -1,4 +1,4 @@
-"""Fusing: the base's tensors one by one, those that the adapter changes as it makes them, in the base's types or others."""
+"""Fusing: the base's tensors one by one, those that the adapter changes as it makes them, in any float type."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +64,10 @@ def plan(weights: Weights, adapter: Adapter, out: str | os.PathLike[str], kind: 
     out = Path(out)
     layout = "gguf" if out.suffix == ".gguf" else "huggingface"
     if kind is not None and kind not in FLOATS:
-        raise RequestError(f"type {kind!r:.40}, expected F32, F16, BF16, or none: the base's own (to make another type, "
-                           "merge to bf16 and use bise quantize)")  # fmt: skip
+        raise RequestError(
+            f"type {kind!r:.40}, expected F32, F16, BF16, or none: the base's own (for another, merge to bf16 and use "
+            "bise quantize)"
+        )
     if layout == "huggingface" and kind is None and any(t not in FLOATS for t in weights.types()):
         kind = "BF16"
     _check_out(out)
@@ -166,8 +168,9 @@ def rounded(values: np.ndarray, kind: str, importance: np.ndarray | None = None)
     """(rows, cols) float32 -> QTensor of any type: floats to nearest, block formats by search (rounding.py)."""
     if kind in FLOATS or (kind in ENCODE and importance is None):
         return quantise(values, kind)
-    data = np.empty(nbytes(kind, values.shape), np.uint8)
-    bad = Cpu().verbs.quantise(kind, np.ascontiguousarray(values, np.float32), importance, data)
-    if bad >= 0:
-        raise RequestError(f"row {bad:,} holds NaN or infinite values: it cannot be rounded to {kind}")
-    return QTensor(kind, values.shape, data)
+    return _cpu().quantise(values, kind, importance)
+
+
+@cache
+def _cpu() -> Cpu:
+    return Cpu()

@@ -186,7 +186,9 @@ def _weights(informed: Informed, shapes: Mapping[str, tuple[int, ...]]) -> dict[
         shape = shapes.get(own)
         if shape is None or len(shape) != 2 or len(means) != shape[1]:
             has = "no such matrix" if shape is None else f"{shape[-1]:,}"
-            raise RequestError(f"importance of {own!r} has {len(means):,} columns, the model has {has}: another model's")
+            raise RequestError(
+                f"importance of {own!r} has {len(means):,} columns, the model has {has}: another model's"
+            )
     missing = [own for own, shape in shapes.items() if len(shape) == 2 and own not in informed.means]
     if unexpected := [own for own in missing if own not in ("token_embd", "output")]:
         log.warning("no importance is known of %d matrices, first %s: all their columns count alike",
