@@ -92,7 +92,7 @@ def test_orpo_of_a_certain_answer_is_finite() -> None:
 
 
 def test_kto_is_equation_8() -> None:
-    policy, reference, beta = bigram(5), bigram(6).detach(), 0.4
+    policy, reference, beta = bigram(6), bigram(5).detach(), 0.4
     good = torch.tensor([True, False, True])
     ratio = read(policy, CHOSEN) - read(reference, CHOSEN)
     shifted = CHOSEN[1:] + CHOSEN[:1]
