@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..quant import QTensor
-from . import Ring
+from ...quant import QTensor
+from .. import Ring
+from .attention import attend_whole
+from .entropy import logprobs
+from .weights import Adapted
 
 _KEPT = {"F16": torch.float16, "BF16": torch.bfloat16}  # these stay what the file stores; the rest becomes float32
 
@@ -25,7 +28,7 @@ class Torch:
     def __init__(self, device: str = "cpu") -> None:
         self.device = torch.device(device)
 
-    def weight(self, tensor: QTensor) -> Tensor:
+    def weight(self, tensor: QTensor) -> Any:
         if len(tensor.shape) == 2 and tensor.type in _KEPT:
             raw = torch.from_numpy(np.array(tensor.data)).view(_KEPT[tensor.type])
             return raw.reshape(tensor.shape).to(self.device)
@@ -51,8 +54,8 @@ class Torch:
     def embed(self, table: Tensor, tokens: Any) -> Tensor:
         return F.embedding(torch.as_tensor(tokens, dtype=torch.long, device=self.device), table).float()
 
-    def linear(self, x: Tensor, *ws: Tensor) -> Any:
-        ys = tuple(F.linear(x.to(w.dtype), w).float() for w in ws)
+    def linear(self, x: Tensor, *ws: Tensor | Adapted) -> Any:
+        ys = tuple(_product(x, w) for w in ws)
         return ys if len(ys) > 1 else ys[0]
 
     def rms_norm(self, x: Tensor, w: Tensor, eps: float) -> Tensor:
@@ -91,6 +94,27 @@ class Torch:
             y = F.scaled_dot_product_attention(heads, keys, values, attn_mask=visible, enable_gqa=True)
             out[rows] = y.transpose(1, 2).flatten(2)
         return out
+
+    def attend_whole(
+        self, q: Tensor, k: Tensor, v: Tensor, spans: np.ndarray, window: int | None, head_dim: int
+    ) -> Tensor:
+        """`attend` where every sequence begins and ends in this step: q (T, H*D), k and v (T, G*D) -> (T, H*D)."""
+        return attend_whole(q, k, v, spans, window, head_dim)
+
+    def logprobs(self, states: Tensor, output: Any, targets: Any) -> Tensor:
+        """states (R, dim), targets (R,) ids -> (R,) log p(target), the logits never all there at once."""
+        return logprobs(self.linear, states, output, torch.as_tensor(targets, dtype=torch.long, device=self.device))
+
+
+def _product(x: Tensor, w: Tensor | Adapted) -> Tensor:
+    """x (T, in) -> (T, out)."""
+    if isinstance(w, Tensor):
+        return F.linear(x.to(w.dtype), w).float()
+    y = _product(x, w.base) + w.scale * F.linear(F.linear(x, w.a), w.b)
+    if w.magnitude is None:
+        return y
+    lengths = (w.base.float() + w.scale * w.b @ w.a).norm(dim=1).detach()
+    return y * (w.magnitude / lengths)
 
 
 def _alike(spans: np.ndarray, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
