@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-
-torch = pytest.importorskip("torch")
-
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 
 from bise.errors import FormatError, RequestError
 from bise.tune import prefer
@@ -50,9 +48,9 @@ def test_dpo_is_equation_7() -> None:
     loss = prefer.dpo(*ratio, beta).sum()
     (gradient,) = torch.autograd.grad(loss, policy)
     written = torch.zeros((), dtype=torch.float64)
-    for prompt, w, l in zip(PROMPTS, CHOSEN, REJECTED, strict=True):
+    for prompt, w, x in zip(PROMPTS, CHOSEN, REJECTED, strict=True):
         first = beta * torch.log(torch.exp(log_pi(policy, prompt, w)) / torch.exp(log_pi(reference, prompt, w)))
-        second = beta * torch.log(torch.exp(log_pi(policy, prompt, l)) / torch.exp(log_pi(reference, prompt, l)))
+        second = beta * torch.log(torch.exp(log_pi(policy, prompt, x)) / torch.exp(log_pi(reference, prompt, x)))
         written = written - torch.log(1 / (1 + torch.exp(-(first - second))))
     (expected,) = torch.autograd.grad(written, policy)
     torch.testing.assert_close(loss, written, rtol=1e-12, atol=0)
@@ -65,10 +63,10 @@ def test_dpo_gradient_is_the_papers() -> None:
     ratio = [read(policy, answers) - read(reference, answers) for answers in (CHOSEN, REJECTED)]
     (gradient,) = torch.autograd.grad(prefer.dpo(*ratio, beta).sum(), policy, retain_graph=True)
     expected = torch.zeros_like(policy)
-    for i, (prompt, w, l) in enumerate(zip(PROMPTS, CHOSEN, REJECTED, strict=True)):
+    for i, (prompt, w, x) in enumerate(zip(PROMPTS, CHOSEN, REJECTED, strict=True)):
         wrong = 1 / (1 + torch.exp(beta * (ratio[0][i] - ratio[1][i])))
         (up,) = torch.autograd.grad(log_pi(policy, prompt, w), policy)
-        (down,) = torch.autograd.grad(log_pi(policy, prompt, l), policy)
+        (down,) = torch.autograd.grad(log_pi(policy, prompt, x), policy)
         expected -= beta * wrong.detach() * (up - down)
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-14)
 
@@ -79,9 +77,9 @@ def test_orpo_is_equations_6_and_7() -> None:
     loss = prefer.orpo(*means, weight).sum()
     (gradient,) = torch.autograd.grad(loss, policy)
     written = torch.zeros((), dtype=torch.float64)
-    for prompt, w, l in zip(PROMPTS, CHOSEN, REJECTED, strict=True):
+    for prompt, w, x in zip(PROMPTS, CHOSEN, REJECTED, strict=True):
         p = torch.exp(log_pi(policy, prompt, w)) ** (1 / len(w))
-        q = torch.exp(log_pi(policy, prompt, l)) ** (1 / len(l))
+        q = torch.exp(log_pi(policy, prompt, x)) ** (1 / len(x))
         ratio = (p / (1 - p)) / (q / (1 - q))
         written = written - torch.log(p) - weight * torch.log(1 / (1 + 1 / ratio))
     (expected,) = torch.autograd.grad(written, policy)
@@ -196,8 +194,8 @@ def test_dpo_is_what_transformers_logits_say(tmp_path: Path) -> None:
     loss, count, figures = prefer.Dpo(beta=beta)(student, data)
     assert count == 5
     assert float(loss.detach()) == pytest.approx(sum(np.log1p(np.exp(-m)) for m in margins), abs=2e-5)
-    assert figures["margin"] == (pytest.approx(sum(margins), abs=1e-4), 5)
-    assert figures["accuracy"] == (sum(m > 0 for m in margins), 5)
+    assert figures["margin"] == pytest.approx(sum(margins), abs=1e-4)
+    assert figures["accuracy"] == sum(m > 0 for m in margins)
 
 
 @pytest.mark.parametrize("objective", [prefer.Dpo(), prefer.Orpo()], ids=["dpo", "orpo"])
@@ -208,9 +206,8 @@ def test_micro_batches_add_up_to_the_large_batch(model: Path, objective: prefer.
     parts = [objective(student, data[:1]), objective(student, data[1:4]), objective(student, data[4:])]
     torch.autograd.backward([loss for loss, _, _ in parts])
     assert sum(count for _, count, _ in parts) == whole[1]
-    for name, (value, n) in whole[2].items():
-        assert sum(p[2][name][0] for p in parts) == pytest.approx(value, abs=1e-4)
-        assert sum(p[2][name][1] for p in parts) == n
+    for name, value in whole[2].items():
+        assert sum(p[2][name] for p in parts) == pytest.approx(value, abs=1e-4)
     for tensor, gradient in zip(student.trained.values(), expected, strict=True):
         torch.testing.assert_close(tensor.grad, gradient, rtol=1e-4, atol=1e-6)
 
@@ -231,17 +228,18 @@ def learn(student: Student, objective: object, data: list, steps: int, rate: flo
 def test_the_margin_grows(model: Path, objective: prefer.Dpo | prefer.Orpo) -> None:
     seen = learn(Student.open(model, rank=4), objective, pairs(4), steps=12, rate=1e-2)
     first, last = seen[0], seen[-1]
-    assert last["margin"][0] > first["margin"][0] + 1
-    assert last["accuracy"] == (4, 4)
+    assert last["margin"] > first["margin"] + 1
+    assert last["accuracy"] == 4
 
 
 def test_kto_tells_good_from_bad(model: Path) -> None:
     data = [Verdict(answer, good) for p in pairs(3) for answer, good in ((p.chosen, True), (p.rejected, False))]
     seen = learn(Student.open(model, rank=4), prefer.Kto(), data, steps=12, rate=1e-2)
-    assert seen[0]["chosen"] == (pytest.approx(0, abs=1e-5), 3)  # the student is its own reference yet
-    assert seen[-1]["chosen"][0] > 0 > seen[-1]["rejected"][0]
-    assert seen[-1]["accuracy"] == (6, 6)
-    assert all(figures["point"][0] >= 0 for figures in seen)
+    first, last = seen[0], seen[-1]
+    assert first["chosen"] == pytest.approx(0, abs=1e-5)  # the student is its own reference yet
+    assert last["chosen"] > 0 > last["rejected"]
+    assert (last["accuracy"], last["good"]) == (6, 3)
+    assert last["margin"] > first["margin"] + 1
 
 
 def test_the_reference_is_the_student_before_it_learnt(model: Path) -> None:
@@ -261,7 +259,7 @@ def test_a_remembered_reference_survives_learning_and_a_restart(model: Path, tmp
     remembered = prefer.Remembered.of(student, samples, tmp_path, "the model")
     torch.testing.assert_close(remembered(student, samples), expected, rtol=0, atol=1e-5)
     objective = prefer.Dpo(remembered)
-    assert learn(student, objective, data, steps=8, rate=1e-3)[-1]["margin"][0] > 1
+    assert learn(student, objective, data, steps=8, rate=1e-3)[-1]["margin"] > 1
     again = prefer.Remembered.of(student, samples, tmp_path, "the model")  # the student is another one by now
     assert again.sums == remembered.sums
     assert prefer.Remembered.of(student, samples, tmp_path, "another model").sums != remembered.sums

@@ -26,7 +26,7 @@ BETA = 0.1  # of DPO and KTO: Rafailov et al. 2023, section 6; Ethayarajh et al.
 LAMBDA = 0.1  # of ORPO: Hong et al. 2024, section 5.2, for Mistral 7B
 CERTAIN = -1e-6  # ORPO's log P is kept below it: the odds of an answer that is certain are infinite
 
-Figures = dict[str, tuple[float, float]]  # name -> (sum, how many): sums of micro-batches and ranks add up
+Figures = dict[str, float]  # sums over examples: those of micro-batches and ranks add up
 Reference = Callable[[Student, Sequence[Sample]], Tensor]  # (samples) -> (S,) log pi_ref(y | x)
 
 
@@ -150,7 +150,7 @@ class Orpo:
 
 @dataclass(frozen=True)
 class Kto:
-    """wanted, unwanted: lambda_D and lambda_U; equal sums over the good and the bad examples are advised (section 4)."""
+    """wanted, unwanted: lambda_D and lambda_U, to be chosen so that good and bad examples weigh alike (section 4)."""
 
     reference: Reference = switched_off
     beta: float = BETA
@@ -163,14 +163,7 @@ class Kto:
         good = torch.tensor([verdict.good for verdict in verdicts], device=ratio.device)
         point = self.point(student, answers)
         losses = kto(ratio, good, point, self.beta, self.wanted, self.unwanted)
-        reward = self.beta * ratio.detach()
-        figures = {
-            "accuracy": _sum((reward > self.beta * point) == good),
-            "chosen": _sum(reward[good]),
-            "rejected": _sum(reward[~good]),
-            "point": (float(point), 1.0),
-        }
-        return losses.sum(), len(verdicts), figures
+        return losses.sum(), len(verdicts), _judged(self.beta * ratio.detach(), self.beta * point, good)
 
     def point(self, student: Student, answers: Sequence[Sample]) -> Tensor:
         """z0, from each prompt with the next one's answer."""
@@ -208,12 +201,20 @@ def _compared(rewards: Tensor) -> Figures:
     """rewards (2S,): of the chosen, then of the rejected."""
     chosen, rejected = rewards.detach().chunk(2)
     return {
-        "accuracy": _sum(chosen > rejected),
-        "margin": _sum(chosen - rejected),
-        "chosen": _sum(chosen),
-        "rejected": _sum(rejected),
+        "accuracy": float((chosen > rejected).sum()),
+        "margin": float((chosen - rejected).sum()),
+        "chosen": float(chosen.sum()),
+        "rejected": float(rejected.sum()),
     }
 
 
-def _sum(values: Tensor) -> tuple[float, float]:
-    return float(values.sum()), float(len(values))
+def _judged(rewards: Tensor, point: Tensor, good: Tensor) -> Figures:
+    """rewards (S,): chosen and rejected are sums over the good and over the bad answers; good: how many those are."""
+    right = torch.where(good, rewards - point, point - rewards)
+    return {
+        "accuracy": float((right > 0).sum()),
+        "margin": float(right.sum()),
+        "chosen": float(rewards[good].sum()),
+        "rejected": float(rewards[~good].sum()),
+        "good": float(good.sum()),
+    }
