@@ -1,4 +1,4 @@
-"""The loop: step after step from rows to better weights, looked at, kept, and taken up again as if nothing had happened.
+"""The loop: step after step from rows to better weights, looked at, kept, and taken up again as if nothing was.
 
 A step's gradient is that of the mean loss over all its learnt tokens: sums are added up over the micro-batches and
 divided once, so that how they were cut makes no difference.
@@ -12,14 +12,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import RequestError
 from . import checkpoint
 from .alarm import BrokenError, named
 from .budget import CALM, LEAST, OFF, RISE, WARM, Clock, Pace
+from .distributed import Ranks
 from .optimiser import Optimiser
 from .pack import Batch, Rows, Step, micro_batches, steps
 from .run import Run
@@ -41,23 +43,6 @@ def sft(student: Student, samples: Sequence[Sample]) -> tuple[Tensor, int, dict[
     return student.loss(samples), sum(sample.targets for sample in samples), {}
 
 
-class Team(Protocol):
-    """The processes that train together; each computes its part of every step."""
-
-    rank: int
-    size: int
-
-    def add(self, tensor: Tensor) -> None:
-        """The sum over all processes, in place."""
-
-
-class Alone:
-    rank, size = 0, 1
-
-    def add(self, tensor: Tensor) -> None:
-        pass
-
-
 @dataclass(frozen=True)
 class News:
     """What there is to see, after each step and each evaluation."""
@@ -77,13 +62,13 @@ class Training:
 
     def __init__(
         self, student: Student, rows: Rows, settings: Settings, folder: Run, *, held_out: Sequence[Example] = (),
-        objective: Objective = sft, team: Team | None = None, watch: Callable[[News], None] | None = None,
+        objective: Objective = sft, ranks: Ranks | None = None, watch: Callable[[News], None] | None = None,
         wanted: Callable[[], bool] | None = None, clock: Clock | None = None, closing: float = 0.0,
     ) -> None:  # fmt: skip
         """wanted: asked between two micro-batches whether to stop; clock: when it began, for the budget; closing:
         seconds that the caller needs after the last step. Where the folder has a checkpoint, it goes on from there."""
         self.student, self.rows, self.settings, self.folder = student, rows, settings, folder
-        self.held_out, self.objective, self.team = held_out, objective, team or Alone()
+        self.held_out, self.objective, self.ranks = held_out, objective, ranks or Ranks()
         self.watch, self.wanted, self.clock = watch, wanted or (lambda: False), clock or Clock()
         self.optimiser = chosen(student, settings)
         self.batch = Batch.read(settings.batch)
@@ -159,8 +144,10 @@ class Training:
         self._speeds.append(step.tokens / seconds)
         at.step, at.epoch, self.loss = at.step + 1, step.epoch, loss
         at.tokens, at.learnt = at.tokens + step.tokens, at.learnt + count
-        self._note({"epoch": round(step.epoch, 4), "tokens": at.tokens, "loss": loss, **figures, "norm": norm,
-                    "rate": self.settings.rate * share, "tokens_per_second": round(step.tokens / seconds, 1)})  # fmt: skip
+        self._note({
+            "epoch": round(step.epoch, 4), "tokens": at.tokens, "loss": loss, **figures, "norm": norm,
+            "rate": self.settings.rate * share, "tokens_per_second": round(step.tokens / seconds, 1),
+        })  # fmt: skip
         self._tell()
 
     def _gradient(self, examples: Sequence[Example]) -> tuple[float, int, dict[str, float]]:
@@ -175,29 +162,36 @@ class Training:
 
         loss, count, figures = self._sums(examples, back)
         for gradient in self.optimiser.gradients:
-            self.team.add(gradient)
+            self.ranks.add(gradient)
             gradient.div_(count)
         return loss / count, count, {name: value / count for name, value in figures.items()}
 
     def _sums(self, examples: Sequence[Example], back: Callable[[Tensor], None]) -> tuple[float, int, dict[str, float]]:
-        """Sums over all rows, of all processes. back: what is done with each micro-batch's loss."""
-        mine = sorted(examples, key=len, reverse=True)[self.team.rank :: self.team.size]
+        """Sums over all rows, of all ranks. back: what is done with each micro-batch's loss."""
         sums: dict[str, float] = {"loss": 0.0, "count": 0}
-        for pack in micro_batches(mine, self.settings.micro):
+        for pack in self.ranks.share(self._packs(examples)):
             loss, count, figures = self.objective(self.student, pack)
             back(loss)
             for name, value in {"loss": float(loss.detach()), "count": count, **figures}.items():
                 sums[name] = sums.get(name, 0.0) + value
-        if self.team.size > 1:
-            together = torch.tensor(list(sums.values()), dtype=torch.float64)
-            self.team.add(together)
-            sums = dict(zip(sums, together.tolist(), strict=True))
+        if self.ranks.size > 1:
+            sums = dict(zip(sums, self.ranks.total(list(sums.values())), strict=True))
         return sums.pop("loss"), max(1, int(sums.pop("count"))), sums
+
+    def _packs(self, examples: Sequence[Example]) -> list[list[Example]]:
+        """Micro-batches, at least one for each rank. RequestError where there are fewer rows than ranks."""
+        if len(examples) < self.ranks.size:
+            raise RequestError(
+                f"{len(examples)} rows for {self.ranks.size} ranks: give steps (--batch) and the held-out rows at "
+                "least a row for each"
+            )
+        most, share = self.settings.micro, -(-sum(map(len, examples)) // self.ranks.size)
+        packs = micro_batches(examples, most if self.ranks.size == 1 else min(most, share))
+        return packs if len(packs) >= self.ranks.size else micro_batches(examples, 1)
 
     def _broken(self, wrong: str, step: Step) -> BrokenError:
         """The error that names the rows: those whose loss alone is no number, or all of the step."""
-        with torch.no_grad():
-            guilty = [e for e in step.examples if not math.isfinite(float(self.objective(self.student, [e])[0]))]
+        guilty = [example for example in step.examples if not self._sound(example)]
         if "explodes" not in wrong:
             self._save()  # the weights are still those before this step
         kept = f"step {self.at.best_step} has the best weights" if self.at.best_step else "no weights were kept yet"
@@ -205,6 +199,14 @@ class Training:
             f"step {self.at.step + 1}: {wrong}, in {named(guilty or step.examples)}: look at these rows, or lower "
             f"--rate; {kept} ({self.folder.folder})"
         )
+
+    def _sound(self, example: Example) -> bool:
+        """Whether a row's own loss is a number, as far as can be said of one row alone (KTO compares several)."""
+        with torch.no_grad():
+            try:
+                return math.isfinite(float(self.objective(self.student, [example])[0]))
+            except RequestError:
+                return True
 
     # ---- held-out rows
 
@@ -267,26 +269,20 @@ class Training:
         budget = self.settings.budget
         if budget is not None and not self.pace.fits(budget - self.clock.spent()):
             self.at.ended = "time"
-        return bool(self._agreed(float(self.at.ended == "time")))
+        if self.ranks.size > 1 and any(self.ranks.total([float(self.at.ended == "time")])):
+            self.at.ended = "time"
+        return self.at.ended == "time"
 
     def _pause(self) -> None:
         """Between two micro-batches: whoever wants it to end gets it."""
-        if self.team.size == 1 and self.wanted():
+        if self.ranks.size == 1 and self.wanted():
             raise Interrupted
-
-    def _agreed(self, mine: float) -> float:
-        """The same for all processes: what any of them says."""
-        if self.team.size == 1:
-            return mine
-        flag = torch.tensor([mine], dtype=torch.float64)
-        self.team.add(flag)
-        return float(flag)
 
     # ---- what stays
 
     @property
     def _writes(self) -> bool:
-        return self.team.rank == 0
+        return self.ranks.first
 
     def _save(self) -> None:
         self.at.seconds, self._saved = self.clock.spent(), time.monotonic()

@@ -1,4 +1,4 @@
-"""What may be chosen about how a model is taught; all of it is plain numbers and words, and goes into the run's card."""
+"""What may be chosen about how a model is taught: plain numbers and words, which go into the run's card."""
 
 from __future__ import annotations
 
