@@ -1,8 +1,13 @@
 """The run folder: everything that a training leaves behind, and the lock that keeps a second one out.
 
-run.json            the card: what was asked for, on which data, with which versions, and what came of it
-metrics.jsonl       one line a step, one line an evaluation
-last.safetensors    the checkpoint that --resume goes on from; best.safetensors: what had the lowest held-out loss
+run.json           the card: what was asked for, on which data, with which versions, and what came of it
+metrics.jsonl      one line a step, one line an evaluation
+last.safetensors   the checkpoint that --resume goes on from
+best.safetensors   the weights that had the lowest loss on the held-out rows
+left-out.jsonl     the faulty rows, with --skip-bad
+adapter/           what was learnt, as PEFT reads it; adapter.gguf, as llama.cpp does; or model.gguf, or model/
+samples.md         answers to held-out prompts, before and after
+loss.png           the loss, where matplotlib is installed; tensorboard/: the figures, where TensorBoard is
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from typing import Any, TextIO
 from ..disk import replacing
 from ..errors import FormatError, RequestError
 from ..safetensors import load_json
+from .board import Board
 
 MOST = 64 << 20  # bytes of a card
 
@@ -29,6 +35,7 @@ class Run:
         self.folder = Path(folder)
         self.card, self.metrics = self.folder / "run.json", self.folder / "metrics.jsonl"
         self.last, self.best = self.folder / "last.safetensors", self.folder / "best.safetensors"
+        self.board: Board | None = None
         self._log: TextIO | None = None
 
     @contextmanager
@@ -74,6 +81,8 @@ class Run:
             self._log = self.metrics.open("a", encoding="utf-8")
         self._log.write(json.dumps(fact) + "\n")
         self._log.flush()
+        if self.board is not None:
+            self.board.note(fact)
 
     def sync(self) -> None:
         """The metrics are on disk: a checkpoint must never be ahead of them."""
@@ -100,6 +109,8 @@ class Run:
             file.write("".join(line + "\n" for line in lines).encode())
 
     def close(self) -> None:
+        if self.board is not None:
+            self.board.close()
         if self._log is not None:
             self._log.close()
             self._log = None
