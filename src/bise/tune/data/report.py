@@ -84,16 +84,23 @@ class Report:
         return {**vars(self), "rows": self.rows, "files": [tally.card() for tally in self.files]}
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Heads (">": on the right) and rows, one for each file."""
-        heads = ["file", "format", ">weight", ">rows", ">left out", ">tokens", ">learnt", ">", ">median", ">longest"]
-        rows = []
-        for t in self.files:
-            weight = "held out" if t.held else f"{t.weight:g}"
-            share = f"{t.learnt / t.tokens:.0%}" if t.tokens else ""
-            numbers = [f"{n:,}" for n in (t.rows, t.skipped, t.tokens, t.learnt)]
-            lengths = [f"{t.median:,.0f}", f"{t.longest:,}"]
-            rows.append([t.path.name, ", ".join(t.formats), weight, *numbers, share, *lengths])
-        return heads, rows
+        """Heads (">": on the right) and rows, one for each file; columns that would say nothing are left out."""
+        columns: dict[str, list[str]] = {
+            "file": [t.path.name for t in self.files],
+            "format": [", ".join(t.formats) for t in self.files],
+            ">weight": ["held out" if t.held else f"{t.weight:g}" for t in self.files],
+            ">rows": [f"{t.rows:,}" for t in self.files],
+            ">left out": [f"{t.skipped:,}" for t in self.files],
+            ">tokens": [f"{t.tokens:,}" for t in self.files],
+            ">learnt": [f"{t.learnt / t.tokens:.0%}" if t.tokens else "" for t in self.files],
+            ">median": [f"{t.median:,.0f}" for t in self.files],
+            ">longest": [f"{t.longest:,}" for t in self.files],
+        }
+        if set(columns[">weight"]) == {"1"}:
+            del columns[">weight"]
+        if set(columns[">left out"]) == {"0"}:
+            del columns[">left out"]
+        return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
     def notes(self) -> list[str]:
         """A line for each thing that one should know and the table does not say."""
@@ -101,14 +108,14 @@ class Report:
         lines = [f"{self.train:,} {unit} to train on, {self.held_out:,} held out; {self.learnt:,} tokens are learnt"]
         literal = sum((t.literal for t in self.files), Counter[str]())
         named = ", ".join(name for name, _ in literal.most_common(3))
-        for count, said in (
-            (sum(t.duplicates for t in self.files), "rows say what another one says too"),
+        for count, what in (
+            (sum(t.duplicates for t in self.files), "rows that say what another one says"),
             (self.overlap, "rows not trained on, because they are held out as well"),
             (self.cut, "rows shortened to the length allowed, between exchanges"),
-            (self.tails, "conversations whose last message nobody answers: it was dropped"),
-            (self.unclosed, "answers end with no token of the chat format: eos was put there"),
-            (sum(t.literal_rows for t in self.files), f"rows spell control tokens ({named}): read as plain text"),
+            (self.tails, "conversations without their last message, which nobody answers"),
+            (self.unclosed, "answers that the chat format does not end: eos was put there"),
+            (sum(t.literal_rows for t in self.files), f"rows that spell control tokens, read as plain text ({named})"),
         ):
             if count:
-                lines.append(f"{count:,} {said}")
+                lines.append(f"{what}: {count:,}")
         return lines
