@@ -1,7 +1,7 @@
 """A job: this model, these data, in this way. What `bise tune` does, and what a program calls.
 
-    from bise.tune.job import Job, start
-    start(Job("model.gguf", ("chats.jsonl",)), "runs/first")
+from bise.tune.job import Job, start
+start(Job("model.gguf", ("chats.jsonl",)), "runs/first")
 """
 
 from __future__ import annotations
@@ -120,6 +120,23 @@ class Watch:
     news: Callable[[News], None] = _nothing
 
 
+def rows_of(
+    job: Job, weights: Weights, progress: data.dataset.Progress | None = None
+) -> tuple[data.Dataset, ChatFormat | None]:
+    """The data as the model will read them, and how it is spoken to (None: a base model, which reads texts)."""
+    tokenizer = Tokenizer.of(weights)
+    if tokenizer is None:
+        raise UnsupportedError(f"{job.model} has no tokenizer: put tokenizer.model beside it")
+    chat = ChatFormat.named(job.chat, tokenizer) if job.chat else ChatFormat.of(weights, tokenizer)
+    rows = data.read(
+        job.data, tokenizer, chat, kind=cast(Any, ROWS[job.objective]),
+        max_length=job.max_length or min(weights.config.context, LONGEST), long=cast(Any, job.long), last=job.last,
+        append_eos=job.append_eos, held_out=job.held_out, seed=job.settings.get("seed", 0), skip_bad=job.skip_bad,
+        progress=progress,
+    )  # fmt: skip
+    return rows, chat
+
+
 def start(
     job: Job, out: str | Path, watch: Watch | None = None, wanted: Callable[[], bool] | None = None,
     clock: Clock | None = None,
@@ -178,7 +195,8 @@ class _Teaching:
     def run(self, before: Mapping[str, Any]) -> dict[str, Any]:
         """before: the card of the run that is taken up; {}: a new one."""
         job, weights = self.job, Weights.open(self.job.model)
-        rows, chat = self._rows(weights)
+        self.watch.doing("reading the data")
+        rows, chat = rows_of(job, weights, self.watch.reading)
         settings = Settings.read(before["settings"]) if before else job.settled(weights.config, len(rows.train))
         self.watch.read(rows, settings)
         student = self._student(weights, settings)
@@ -193,20 +211,6 @@ class _Teaching:
         }  # fmt: skip
         self._write(facts)
         return self._train(student, weights, rows, settings, facts)
-
-    def _rows(self, weights: Weights) -> tuple[data.Dataset, ChatFormat | None]:
-        job, tokenizer = self.job, Tokenizer.of(weights)
-        if tokenizer is None:
-            raise UnsupportedError(f"{job.model} has no tokenizer: put tokenizer.model beside it")
-        chat = ChatFormat.named(job.chat, tokenizer) if job.chat else ChatFormat.of(weights, tokenizer)
-        limit = job.max_length or min(weights.config.context, LONGEST)
-        self.watch.doing("reading the data")
-        rows = data.read(
-            job.data, tokenizer, chat, kind=cast(Any, ROWS[job.objective]), max_length=limit, long=cast(Any, job.long),
-            last=job.last, append_eos=job.append_eos, held_out=job.held_out, seed=job.settings.get("seed", 0),
-            skip_bad=job.skip_bad, progress=self.watch.reading,
-        )  # fmt: skip
-        return rows, chat
 
     def _student(self, weights: Weights, settings: Settings) -> Student:
         job = self.job
@@ -227,7 +231,7 @@ class _Teaching:
         if len(rows.faults) and self.ranks.first:
             rows.faults.write(self.folder.folder / "left-out.jsonl")
         held_out = list(rows.held_out[:LOOKED_AT])
-        shown = [samples.sample_of(example) for example in held_out[: settings.samples]] if self.ranks.first else []
+        shown = samples.chosen(held_out, settings.samples) if self.ranks.first else []
         began = time.monotonic()
         if "samples" not in facts:
             self.watch.doing("answering held-out prompts")
