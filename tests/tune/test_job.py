@@ -25,7 +25,7 @@ from bise.tune import job as jobs  # noqa: E402
 from bise.tune.job import Job, Watch, resume, start  # noqa: E402
 from bise.tune.run import Run  # noqa: E402
 
-QUICK: dict[str, Any] = dict(steps=8, rate=5e-3, batch="6", samples=1)
+QUICK: dict[str, Any] = dict(steps=8, rate=5e-3, batch="6", samples=1, eval_every=8)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(bise.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
 
@@ -102,17 +102,17 @@ def _loss(samples: Any, folder: Run) -> float:
 
 def test_a_whole_model(rows: Path, tmp_path: Path) -> None:
     """Full tuning makes a file that is loaded like any other, and says what it was taught."""
-    card = start(job(rows, method="full", settings={"steps": 30, "rate": 1e-3}), tmp_path)
+    card = start(job(rows, method="full", settings={"steps": 16, "rate": 2e-3}), tmp_path)
     model = bise.load(card["made"])
     assert card["made"].endswith("model.gguf") and set(model.weights.types()) == {"F32"}
     assert model.chat([{"role": "user", "content": "Who is Tim? (3)"}], max_tokens=20).text.startswith("Tim is a")
 
 
 def test_from_scratch(rows: Path, tmp_path: Path) -> None:
-    card = start(job(rows, method="full", scratch=True, settings={"warmup": 2, "batch": "200t"}), tmp_path)
+    card = start(job(rows, method="full", scratch=True, settings={"steps": 6, "warmup": 2, "batch": "200t"}), tmp_path)
     assert card["settings"]["matrix_rate"] == 0.02
     assert card["result"]["held_out_before"] == pytest.approx(np.log(3072), abs=0.3)
-    assert card["result"]["best"] < 7
+    assert card["result"]["best"] < 7.5
 
 
 def test_resume_refuses_what_has_changed(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

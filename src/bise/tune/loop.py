@@ -88,6 +88,8 @@ class Training:
         except Interrupted:
             self._save()
             return self.at
+        finally:
+            self.folder.close()
         if self.folder.best.exists():
             checkpoint.take(self.folder.best, self.student)
         return self.at
