@@ -41,6 +41,7 @@ FLOORS = [
         "scout",
         "draft",
         "blocks",
+        "request",
         "engine",
         "scheduler",
         "lora",

@@ -18,7 +18,7 @@ from .flat import Flat
 def orthogonal(g: Tensor, rounds: int = 5) -> Tensor:
     """(..., m, n) -> about U V^T of its singular value decomposition, by the quintic Newton-Schulz iteration whose
     coefficients push every singular value towards one quickly rather than exactly."""
-    x = g.mT if g.shape[-2] > g.shape[-1] else g
+    x: Tensor = g.mT if g.shape[-2] > g.shape[-1] else g
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(rounds):
         a = x @ x.mT

@@ -7,6 +7,7 @@ the next few rows of it, so a step's number is all that has to be kept of the po
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -63,12 +64,10 @@ def steps(rows: Rows, batch: Batch, seed: int, epochs: float | None = None) -> I
     than a batch in tokens is a step of its own."""
     taken: list[Example] = []
     filled, at = 0, 0.0
-    for epoch in itertools.count():
+    for epoch in itertools.count() if epochs is None else range(math.ceil(epochs)):
         examples = rows(epoch)
-        left = len(examples) if epochs is None else min(len(examples), round((epochs - epoch) * len(examples)))
-        if left <= 0:
-            break
-        for done, i in enumerate(order(len(examples), seed, epoch)[:left], 1):
+        share = 1.0 if epochs is None else min(1.0, epochs - epoch)
+        for done, i in enumerate(order(len(examples), seed, epoch)[: math.ceil(share * len(examples))], 1):
             cost = batch.cost(examples[i])
             if taken and filled + cost > batch.size:
                 yield Step(taken, at)
@@ -90,4 +89,6 @@ def micro_batches(examples: Sequence[Example], most: int) -> list[list[Example]]
             filled = 0
         packs[-1].append(example)
         filled += len(example)
+    if len(packs) > 1 and len(packs[-1]) == 1 and len(packs[-2]) > 2:
+        packs[-1].insert(0, packs[-2].pop())  # nobody alone without need: KTO compares rows with each other
     return packs
