@@ -9,6 +9,7 @@ of the gradients and a few numbers. Nothing is ever sent as Python objects: thos
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -55,19 +56,24 @@ class Ranks:
         self.add(sums)
         return [float(value) for value in sums]
 
-    def agree(self, what: str, digest: bytes) -> None:
-        """RequestError unless all ranks bring the same bytes: the SHA-256 of the data, of the configuration."""
+    def told(self, numbers: Sequence[float]) -> list[float]:
+        """Rank 0's numbers, for all: what depends on a clock is decided by one of them."""
+        said = torch.tensor(numbers, dtype=torch.float64)
+        if self.size > 1:
+            with _one_line(self):
+                dist.broadcast(said, 0)
+        return [float(value) for value in said]
+
+    def agree(self, what: str, facts: bytes) -> None:
+        """RequestError on all ranks unless every one brings the same facts (of any length)."""
         if self.size == 1:
             return
-        mine = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
-        theirs = mine.clone()
-        with _one_line(self):
-            dist.broadcast(theirs, 0)
-        odd = self.total([float(not torch.equal(mine, theirs))])[0]
+        mine = [float(byte) for byte in hashlib.sha256(facts).digest()]
+        odd = self.total([float(self.told(mine) != mine)])[0]
         if odd:
             raise RequestError(
-                f"{what}: {odd:.0f} of {self.size} ranks have another one than rank 0: start all with the same "
-                "arguments on the same files"
+                f"{what}: {odd:.0f} of {self.size} ranks have another than rank 0: start all with the same arguments on "
+                "the same files"
             )
 
 
@@ -78,6 +84,9 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
     if size == 1:
         yield Ranks()
         return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise RequestError(f"WORLD_SIZE is {size}, but {', '.join(missing)} not set: start with torchrun")
     ranks = Ranks(int(os.environ["RANK"]), size)
     with _one_line(ranks):
         dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=PATIENCE)

@@ -132,7 +132,8 @@ class Dpo:
 
     def __call__(self, student: Student, pairs: Sequence[Pair]) -> tuple[Tensor, int, Figures]:
         samples = _both(pairs)
-        ratio = per_answer(student.logprobs(samples), samples) - self.reference(student, samples)
+        reference = self.reference(student, samples)  # first: nothing is kept for the way back yet
+        ratio = per_answer(student.logprobs(samples), samples) - reference
         chosen, rejected = ratio.chunk(2)
         return dpo(chosen, rejected, self.beta).sum(), len(pairs), _compared(self.beta * ratio)
 
@@ -159,9 +160,9 @@ class Kto:
 
     def __call__(self, student: Student, verdicts: Sequence[Verdict]) -> tuple[Tensor, int, Figures]:
         answers = [verdict.answer for verdict in verdicts]
-        ratio = per_answer(student.logprobs(answers), answers) - self.reference(student, answers)
+        point, reference = self.point(student, answers), self.reference(student, answers)
+        ratio = per_answer(student.logprobs(answers), answers) - reference
         good = torch.tensor([verdict.good for verdict in verdicts], device=ratio.device)
-        point = self.point(student, answers)
         losses = kto(ratio, good, point, self.beta, self.wanted, self.unwanted)
         return losses.sum(), len(verdicts), _judged(self.beta * ratio.detach(), self.beta * point, good)
 

@@ -19,7 +19,7 @@ from ..config import Config
 from ..errors import RequestError
 from ..lora import Adapter, Delta
 from ..model import states
-from ..ops import Array, Ops
+from ..ops import Array
 from ..ops.torch import Torch
 from ..ops.torch.weights import Adapted
 from ..tokenizer import Tokenizer
@@ -82,7 +82,7 @@ class Student:
         config = weights.config
         if window is not None:
             config = config.with_window(None if window == "none" else int(window))
-        ops = Torch(device)
+        ops = Torch(device, "floats" if method == "full" else {"as it is": "file", "nf4": "nf4"}[base])
         parameters = weights.place(ops, progress)
         tokenizer = Tokenizer.of(weights)
         if method == "full":
@@ -192,7 +192,7 @@ class Student:
         return (2 * uniform - 1) * most[:, None]
 
     def _numpy(self, t: Tensor) -> np.ndarray:
-        return self.ops.numpy(t).copy()
+        return np.array(self.ops.numpy(t))
 
 
 def _check(method: str, rank: int, targets: Sequence[str], base: str) -> None:
@@ -219,7 +219,7 @@ def _bare(weight: Any) -> Any:
 
 
 def _adapt(
-    ops: Ops, parameters: Parameters, shapes: Mapping[str, tuple[int, ...]], targets: Sequence[str], rank: int,
+    ops: Torch, parameters: Parameters, shapes: Mapping[str, tuple[int, ...]], targets: Sequence[str], rank: int,
     scale: float, dora: bool, seed: int,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Put an adapter beside every target -> its leaf tensors. A is uniform in +-1/sqrt(in), B zero (Kaiming's bound
@@ -233,9 +233,9 @@ def _adapt(
         bound = 1 / math.sqrt(cols)
         a = np.random.default_rng([seed, number]).uniform(-bound, bound, (rank, cols)).astype(np.float32)
         w = Adapted(base, ops.array(a), ops.array(np.zeros((rows, rank), np.float32)), scale)
+        own = {"a": w.a, "b": w.b}
         if dora:
-            w.magnitude = base.float().norm(dim=1)
-        own = {"a": w.a, "b": w.b} | ({"magnitude": w.magnitude} if dora else {})
+            own["magnitude"] = w.magnitude = ops.lengths(w)
         trained |= {f"{name}.{kind}": t.requires_grad_() for kind, t in own.items()}
         holder = parameters if name == "output" else parameters.blk[int(name.split(".")[1])]
         setattr(holder, part, w)

@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+BAND = 512  # queries at a time where the window binds
+
 
 def attend_whole(q: Tensor, k: Tensor, v: Tensor, spans: np.ndarray, window: int | None, head_dim: int) -> Tensor:
-    """q (T, H*D), k and v (T, G*D), rows of one sequence together -> (T, H*D). i sees j iff i - window < j <= i."""
-    ys = []
-    for _, row, n, _ in spans.tolist():
-        part = [x[row : row + n].view(1, n, -1, head_dim).transpose(1, 2) for x in (q, k, v)]  # (1, H or G, n, D)
-        ys += [y.transpose(1, 2).reshape(-1, q.shape[1]) for y in _sequence(*part, window)]
+    """q (T, H*D), k and v (T, G*D), sequence after sequence -> (T, H*D). i sees j iff i - window < j <= i."""
+    lengths = spans[:, 2].tolist()
+    each = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)  # type: ignore[no-untyped-call]
+    ys = [_sequence(*(x.view(1, len(x), -1, head_dim).transpose(1, 2) for x in three), window=window) for three in each]
     return ys[0] if len(ys) == 1 else torch.cat(ys)
 
 
-def _sequence(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Iterator[Tensor]:
-    """One sequence, (1, H, n, D) and (1, G, n, D) -> its (1, H, m, D) in bands of m queries; one band where no query
-    is further than the window from the beginning."""
+def _sequence(q: Tensor, k: Tensor, v: Tensor, *, window: int | None) -> Tensor:
+    """(1, H, n, D), (1, G, n, D) twice -> (n, H*D)."""
     n = q.shape[2]
     if window is None or n <= window:
-        yield F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        return
-    for start in range(0, n, window):  # a band of W queries sees at most 2 W - 1 keys
-        end, first = min(n, start + window), max(0, start - window + 1)
-        i = torch.arange(start, end, device=q.device)[:, None]
-        j = torch.arange(first, end, device=q.device)
-        keys, values = k[:, :, first:end], v[:, :, first:end]
-        seen = (j <= i) & (j > i - window)
-        yield F.scaled_dot_product_attention(q[:, :, start:end], keys, values, attn_mask=seen, enable_gqa=True)
+        ys = [F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)]
+    else:
+        ys = [_band(q, k, v, start, window) for start in range(0, n, BAND)]
+    flat = [y.transpose(1, 2).reshape(y.shape[2], -1) for y in ys]
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
+
+
+def _band(q: Tensor, k: Tensor, v: Tensor, start: int, window: int) -> Tensor:
+    """The queries from `start` on against all that they see: at most window + BAND - 1 keys."""
+    end, first = min(q.shape[2], start + BAND), max(0, start - window + 1)
+    mask = _mask(end - start, end - first, window, q.dtype, q.device)
+    return F.scaled_dot_product_attention(
+        q[:, :, start:end], k[:, :, first:end], v[:, :, first:end], attn_mask=mask, enable_gqa=True
+    )
+
+
+@lru_cache(maxsize=4)
+def _mask(queries: int, keys: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(queries, keys): 0 where one is seen, else -inf; the last query stands where the last key does."""
+    i = torch.arange(keys - queries, keys, device=device)[:, None]
+    j = torch.arange(keys, device=device)
+    seen = (j <= i) & (j > i - window)
+    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, -torch.inf)
