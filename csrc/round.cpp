@@ -76,7 +76,7 @@ __attribute__((noinline)) void search256(Type type, const Strip& s, Rounded& out
     switch (type) {
         case Type::Q6_K:
             return round_nested<Linear<-32, 31>, Linear<-128, 127>, 16, 16>(s.x, s.w, targets(kTargets6), targets(kTargets8),
-                                                                           out);
+                                                                            out);
         case Type::Q3_K:
             return round_nested<Linear<-4, 3>, Linear<-32, 31>, 16, 16>(s.x, s.w, targets(kTargets3), targets(kTargets6), out);
         case Type::IQ4_XS:

@@ -37,8 +37,7 @@ struct Table {
     BISE_INLINE static F snap(F v) {
         constexpr float levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
         F level = set1(levels[0]);
-        for (int i = 1; i < 16; i++)
-            level = where_above(v, set1((levels[i - 1] + levels[i]) / 2), set1(levels[i]), level);
+        for (int i = 1; i < 16; i++) level = where_above(v, set1((levels[i - 1] + levels[i]) / 2), set1(levels[i]), level);
         return level;
     }
 };
