@@ -601,10 +601,16 @@ def mistral_common_mask(version: str, messages: list[dict], tools: list[dict] | 
     from mistral_common.protocol.instruct.validator import ValidationMode
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-    made = MistralTokenizer.from_file(str(model_path(version)), mode=ValidationMode.finetuning)
+    if (version, "tuning") not in ORACLES:
+        ORACLES[version, "tuning"] = MistralTokenizer.from_file(
+            str(model_path(version)), mode=ValidationMode.finetuning
+        )
+    made = ORACLES[version, "tuning"]
     inner, mask = made.instruct_tokenizer, [False]
 
-    def watched(encode, learnt):
+    def watched(name, learnt):
+        encode = getattr(type(inner), name).__get__(inner)
+
         def call(*args, **named):
             ids = encode(*args, **named)
             mask.extend([learnt] * len(ids if learnt else ids[0]))
@@ -612,9 +618,9 @@ def mistral_common_mask(version: str, messages: list[dict], tools: list[dict] | 
 
         return call
 
-    inner.encode_assistant_message = watched(inner.encode_assistant_message, True)
-    inner.encode_user_message = watched(inner.encode_user_message, False)
-    inner.encode_tool_message = watched(inner.encode_tool_message, False)
+    inner.encode_assistant_message = watched("encode_assistant_message", True)
+    inner.encode_user_message = watched("encode_user_message", False)
+    inner.encode_tool_message = watched("encode_tool_message", False)
     ids = made.encode_chat_completion(ChatCompletionRequest(messages=messages, tools=tools)).tokens
     assert len(mask) == len(ids)
     return ids, mask
