@@ -100,7 +100,7 @@ def _shown(example: Example, tokenizer: Tokenizer) -> list[Text]:
 def _head(name: str, sample: Sample) -> Text:
     from rich.text import Text
 
-    where = f"\n{sample.source}:{sample.line}"
+    where = f"\n{Path(sample.source).name}:{sample.line}"
     counts = f"{len(sample):,} tokens, {sample.targets:,} learnt ({sample.targets / len(sample):.0%})"
     return Text.assemble((where, "bold"), "  ", (f"{name}  " if name else "", "bold cyan"), (counts, "dim"))
 

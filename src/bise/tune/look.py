@@ -21,7 +21,7 @@ from .data.report import Report
 from .sample import Example, Pair, Sample, Verdict
 
 _PAGE = Path(__file__).with_name("look.html")
-_HIDDEN = {"\n": "⏎", "\t": "⇥", "\r": "␍"}  # what takes their place where they are to be seen
+_HIDDEN = {"\n": "⏎\n", "\t": "⇥"}  # what takes their place where they are to be seen
 
 
 class Token(NamedTuple):
@@ -66,9 +66,15 @@ def _token(id: int, learnt: bool, tokenizer: Tokenizer) -> Token:
 
 
 def visible(text: str) -> str:
-    """Line ends, tabs and control characters as signs; a line end also ends the line."""
-    shown = "".join(_HIDDEN.get(c, chr(0x2400 + ord(c)) if c < " " else c) for c in text)
-    return shown.replace("⏎", "⏎\n")
+    """What is not to be seen as signs, all but the space: line ends (which also end the line), tabs, control
+    characters, and by their number odd spaces and characters without width."""
+    return "".join(c if c.isprintable() else _sign(c) for c in text)
+
+
+def _sign(c: str) -> str:
+    if c in _HIDDEN:
+        return _HIDDEN[c]
+    return chr(0x2400 + ord(c)) if c < " " else f"‹{ord(c):04X}›"  # U+2400: pictures of controls
 
 
 def shared(example: Example) -> int:

@@ -44,17 +44,11 @@ class Rows:
     def __init__(self, path: str | Path) -> None:
         """Raises FormatError for a file of another kind, with the way out."""
         self.path = Path(path)
-        self._file = opened(self.path)
-        self.size = self._file.seek(0, 2)
-        self._file.seek(0)
-        head = self._file.read(4096)
-        self._file.seek(0)
+        with opened(self.path) as file:
+            head = file.read(4096)
+            self.size = file.seek(0, 2)
+        self.layout = _layout(self.path, head)
         self._digest = hashlib.sha256()
-        try:
-            self.layout = _layout(self.path, head)
-        except FormatError:
-            self._file.close()
-            raise
 
     @property
     def sha256(self) -> str:
@@ -63,7 +57,7 @@ class Rows:
 
     def __iter__(self) -> Iterator[Row]:
         read = {"lines": _json_lines, "array": _json_array, "text": _documents}[self.layout]
-        with self._file:
+        with opened(self.path) as self._file:
             yield from read(self)
             while rest := self._file.read(MAX_ROW):  # where reading ended early, the digest is still the whole file's
                 self._digest.update(rest)
