@@ -20,13 +20,13 @@ Arrays: x, w (n, subs, R): R blocks, each of `subs` sub-blocks of n neighbouring
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from .errors import RequestError
 from .packing import PACK
-from .quant import IQ4_VALUES, TYPES, Bytes, Floats, QTensor
+from .quant import IQ4_VALUES, Floats, QTensor
 
 Snap = Callable[[Floats], Floats]  # values in units of the scale -> the nearest levels
 
