@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "bise"
 FLOORS = [
     {"errors"},
-    {"ops", "quant", "_kernels"},
+    {"ops", "quant", "rounding", "packing", "_kernels"},
     {
         "config",
         "names",
@@ -45,7 +45,7 @@ FLOORS = [
         "scheduler",
         "lora",
     },
-    {"bench", "tune"},
+    {"bench", "quantize", "tune"},
     {"completion", "session", "api", "server", "cli", "__main__"},
 ]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
