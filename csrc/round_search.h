@@ -42,10 +42,9 @@ struct Table {
     }
 };
 
-// Where the value of largest magnitude is tried: a scale for each of these levels, or beyond them.
+// Where the value of largest magnitude is tried: at `first`, `step` more ... `last`, and at minus these.
 struct Targets {
-    const float* at;
-    int count;
+    float first, last, step;
 };
 
 struct Fit {
@@ -77,7 +76,8 @@ BISE_INLINE Fit fit(const F* x, const F* w, Targets targets) {
         best = where_above(gain, best, gain, best);
     };
     const F unit = inverse(top);
-    for (int i = 0; i < targets.count; i++) attempt(mul(set1(targets.at[i]), unit));
+    for (float at = targets.first; at <= targets.last; at += targets.step)
+        attempt(mul(set1(at), unit)), attempt(mul(set1(-at), unit));
     for (int i = 0; i < kAgain; i++) attempt(inverse(scale));
     return {scale, curve};
 }
