@@ -8,6 +8,7 @@
 
 #include "checksum.h"
 #include "pack.h"
+#include "round.h"
 #include "run.h"
 
 namespace nb = nanobind;
@@ -303,6 +304,25 @@ class Verbs {
                      y.as<float>());
     }
 
+    // -> the first row that holds a NaN or infinite value, or -1
+    i64 quantise(const std::string& name, nb::handle values, nb::handle importance, nb::handle out) const {
+        const Type type = type_of(name);
+        if (!rounds(type)) refuse("quantise does not make type '" + name + "'");
+        const Array x(values, "values", 'f'), y(out, "out", 'B', true);
+        const i64 rows = x.size(0), cols = x.size(1), block = rounded_columns(type);
+        x.shape({rows, cols});
+        check_sizes(name, rows, cols, block, 1);
+        y.shape({rows * row_bytes(type, cols)});
+        std::unique_ptr<Array> weights;
+        if (!importance.is_none()) {
+            weights = std::make_unique<Array>(importance, "importance", 'f');
+            weights->shape({cols});
+        }
+        nb::gil_scoped_release free;
+        return bise::round_rows(kernels_, *pool_, type, x.as<float>(), rows, cols, weights ? weights->as<float>() : nullptr,
+                                y.as<uint8_t>());
+    }
+
   private:
     static Matrix sized(Type type, i64 rows, i64 cols) {
         return {type, rows, cols, (rows + kRows - 1) / kRows, (cols + kColumns - 1) / kColumns, Buffer()};
@@ -357,6 +377,7 @@ NB_MODULE(_kernels, m) {
         .def("checksum", &Verbs::checksum, array("data"))
         .def("embed", &Verbs::embed, nb::arg("type"), array("table"), nb::arg("rows"), nb::arg("cols"), array("tokens"),
              array("out"))
+        .def("quantise", &Verbs::quantise, nb::arg("type"), array("values"), array("importance"), array("out"))
         .def("linear", &Verbs::linear, array("x"), nb::arg("ws"), nb::arg("outs"))
         .def("rms_norm", &Verbs::rms_norm, array("x"), array("w"), nb::arg("eps"), array("out"))
         .def("rope", &Verbs::rope, array("x"), array("cos"), array("sin"))

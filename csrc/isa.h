@@ -14,4 +14,6 @@ void swiglu(float* gate, const float* up, i64 n);
 void store_ring(const RingView& ring, const Span& span, i64 i0, i64 i1, const float* k, const float* v);
 void attend(const RingView& ring, const Queries& unit, i64 R, i64 window, const float* q, float* out, void* scratch);
 
+int round_rows(Type type, const float* x, i64 cols, int rows, const float* importance, uint8_t* out, i64 row_bytes);
+
 }  // namespace bise::BISE_ISA

@@ -98,6 +98,9 @@ struct Kernels {
     void (*store)(const RingView& ring, const Span& span, i64 i0, i64 i1, const float* k, const float* v);
     // q, out (T, G*R*D). `scratch` holds attend_scratch(R, D) bytes, 64-byte aligned
     void (*attend)(const RingView& ring, const Queries& unit, i64 R, i64 window, const float* q, float* out, void* scratch);
+
+    // x (rows, cols), up to 16 rows, to blocks of `type`; importance (cols) or null. -> a row with a NaN or infinity, or -1
+    int (*round_rows)(Type type, const float* x, i64 cols, int rows, const float* importance, uint8_t* out, i64 row_bytes);
 };
 
 constexpr i64 kQueries = 32;  // most tokens in one Queries

@@ -1,6 +1,10 @@
 #include "run.h"
 
 #include <algorithm>
+#include <atomic>
+
+#include "pack.h"
+#include "round.h"
 
 #if defined(BISE_ARM64) && defined(__linux__)
 #include <asm/hwcap.h>
@@ -111,6 +115,20 @@ void attend(const Kernels& k, Pool& pool, const RingView& ring, const Span* span
     pool.run(static_cast<i64>(units.size()), [&](i64 i, int thread) {
         k.attend(ring, units[static_cast<size_t>(i)], R, window, q, out, memory + bytes * static_cast<size_t>(thread));
     });
+}
+
+i64 round_rows(const Kernels& k, Pool& pool, Type type, const float* x, i64 rows, i64 cols, const float* importance,
+               uint8_t* out) {
+    const i64 bytes = bise::row_bytes(type, cols);
+    std::atomic<i64> sick{rows};
+    pool.run((rows + kRows - 1) / kRows, [&](i64 strip, int) {
+        const i64 r = strip * kRows;
+        const int found = k.round_rows(type, x + r * cols, cols, static_cast<int>(std::min(kRows, rows - r)), importance,
+                                       out + r * bytes, bytes);
+        for (i64 first = sick; found >= 0 && r + found < first && !sick.compare_exchange_weak(first, r + found);) {
+        }
+    });
+    return sick == rows ? -1 : sick.load();
 }
 
 #ifdef BISE_ARM64

@@ -18,6 +18,11 @@ void store(const Kernels& k, Pool& pool, const RingView& ring, const Span* spans
 void attend(const Kernels& k, Pool& pool, const RingView& ring, const Span* spans, i64 count, i64 heads, i64 window,
             const float* q, float* out);
 
+// x (rows, cols) to the blocks of `type`, cols a whole number of blocks; importance (cols), positive, or null
+// -> the first row that holds a NaN or infinite value, or -1
+i64 round_rows(const Kernels& k, Pool& pool, Type type, const float* x, i64 rows, i64 cols, const float* importance,
+               uint8_t* out);
+
 // The instruction sets of this build that run here, best first.
 const std::vector<const Kernels*>& kernels_here();
 

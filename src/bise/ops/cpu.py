@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import _kernels
 from ..errors import FormatError
-from ..quant import QTensor
+from ..quant import QTensor, nbytes
 from . import Ring, numpy_ring
 
 F32 = np.float32
@@ -42,6 +42,19 @@ class Cpu:
             return self.verbs.pack(tensor.type, tensor.data, *tensor.shape)
         except ValueError as error:
             raise FormatError(str(error)) from None
+
+    def quantise(self, values: np.ndarray, type: str, importance: np.ndarray | None = None) -> QTensor:
+        """float32 (rows, cols) -> the blocks that `rounding.rounded` gives, byte for byte. importance (cols,) float32,
+        positive. FormatError on a NaN or infinite value, or where the scale it needs does not fit a float16."""
+        out = np.empty(nbytes(type, values.shape), np.uint8)
+        row = self.verbs.quantise(type, np.ascontiguousarray(values, F32), importance, out)
+        if row >= 0:
+            raise FormatError(f"row {row:,} holds a NaN or infinite value")
+        tensor = QTensor(type, values.shape, out)
+        if (faults := tensor.faults()).row is not None:
+            largest = np.abs(values[faults.row]).max()
+            raise FormatError(f"row {faults.row:,} holds {largest:.6g}, which is too large for {type}")
+        return tensor
 
     def table(self, tensor: QTensor) -> QTensor:
         return tensor
