@@ -10,7 +10,6 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "bise"
 FLOORS = [
     {"errors"},
-    {"ops", "quant", "rounding", "packing", "_kernels"},
     {"ops", "quant", "packing", "rounding", "_kernels"},
     {
         "config",
