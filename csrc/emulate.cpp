@@ -10,6 +10,7 @@
 
 #include "half.h"
 #include "pack.h"
+#include "round.h"
 #include "run.h"
 
 using namespace bise;
@@ -289,6 +290,22 @@ void check_attend(Kv kv, i64 D, i64 R, i64 window) {
     }
 }
 
+// the same blocks from every set, on any machine; the first of them come back near what they were made of
+void check_round(Type type, i64 rows, i64 cols, const float* importance) {
+    const Floats x = numbers(rows * cols);
+    const i64 row = row_bytes(type, cols);
+    std::vector<uint8_t> base(static_cast<size_t>(rows * row)), mine(base.size());
+    round_rows(kernels_base, pool, type, x.data(), rows, cols, importance, base.data());
+    for (const Kernels* k : kernels_here()) {
+        round_rows(*k, pool, type, x.data(), rows, cols, importance, mine.data());
+        same("round to type " + std::to_string(static_cast<int>(type)), *k, mine.data(), base.data(), base.size());
+    }
+    if (!dequantises(type)) return;
+    Floats back(static_cast<size_t>(cols));
+    dequantise_row(type, base.data(), cols, back.data());
+    near("round", kernels_base, back, Doubles(x.begin(), x.begin() + cols), 0.15);
+}
+
 }  // namespace
 
 int main(int count, char** names) {
@@ -303,6 +320,12 @@ int main(int count, char** names) {
         for (i64 rows : {1, 51})
             for (i64 cols : {step, 3 * step, (517 + step) / step * step}) check_linear(static_cast<Type>(type), rows, cols);
     }
+    const Floats importance(768, 2.0f);
+    for (int type = 0; type < kTypes; type++)
+        if (rounds(static_cast<Type>(type)))
+            for (i64 rows : {1, 21})
+                for (const float* weights : {static_cast<const float*>(nullptr), importance.data()})
+                    check_round(static_cast<Type>(type), rows, 768, weights);
     for (i64 n : {1, 5, 16, 37, 300}) check_small(3, n);
     for (Kv kv : {Kv::F32, Kv::F16, Kv::Q8_0})
         for (i64 D : {5, 16, 32, 50, 64, 128})
