@@ -123,8 +123,9 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *dys: Tensor) -> tuple[Any, ...]:
         make, sources = ctx.recipe
-        x, wanted = make(*ctx.saved_tensors[:sources]), ctx.needs_input_grad[3]
-        mores = iter(ctx.saved_tensors[ctx.rest :])
+        saved = ctx.saved_tensors
+        x, wanted = make(*saved[:sources]), ctx.needs_input_grad[3]
+        mores = iter(saved[ctx.rest :])
         dx: Tensor | None = None
         grads: list[Tensor | None] = []
         for w, dy in zip(ctx.ws, dys, strict=True):
