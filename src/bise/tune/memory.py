@@ -17,7 +17,7 @@ from ..config import Config
 from ..errors import RequestError
 from ..ops.torch import entropy
 from ..ops.torch import weights as matrices
-from ..ops.torch.linear import STRIP
+from ..ops.torch.product import STRIP
 from ..weights import Weights, expected_shapes
 from .sample import Example, Pair, Sample, Verdict
 
