@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,14 @@ import pytest
 
 pytest.importorskip("torch")
 
-from bise.errors import RequestError  # noqa: E402
-from bise.tune import loop  # noqa: E402
-from bise.tune.budget import Clock, Pace, seconds  # noqa: E402
-from bise.tune.loop import Training  # noqa: E402
-from bise.tune.run import Run  # noqa: E402
-from bise.tune.settings import Settings  # noqa: E402
+from bise.errors import RequestError
+from bise.tune import loop
+from bise.tune.budget import Clock, Pace, seconds
+from bise.tune.loop import Training
+from bise.tune.run import Run
+from bise.tune.settings import Settings
 
-from .pupil import QUICK, fresh, sentences, training  # noqa: E402
+from .pupil import QUICK, fresh, sentences, training
 
 
 @pytest.mark.parametrize(("text", "expected"), [("24h", 86400), ("20m", 1200), ("1h30m", 5400), ("90s", 90), ("1.5h", 5400),
@@ -83,12 +84,14 @@ def test_it_lands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("later", [0.5, 2.5])
-def test_it_lands_when_the_machine_changes_its_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: float) -> None:
-    done, clock = run(tmp_path, monkeypatch, 100.0, lambda step: 1.0 if step < 30 else later)
+def test_it_lands_when_the_machine_changes_its_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: float
+) -> None:
+    _, clock = run(tmp_path, monkeypatch, 100.0, lambda step: 1.0 if step < 30 else later)
     assert 90 < clock.now + 2.0 <= 100
     found = rates(tmp_path)
     assert found[-1] < 0.15 * max(found)
-    assert max(abs(a - b) for a, b in zip(found[10:], found[11:])) < 0.12 * max(found)  # and no jumps
+    assert max(abs(a - b) for a, b in itertools.pairwise(found[10:])) < 0.12 * max(found)  # and no jumps
 
 
 def test_it_stops_in_time_when_the_machine_stalls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

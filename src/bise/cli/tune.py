@@ -19,6 +19,7 @@ from .options import grouped, option
 if TYPE_CHECKING:
     from ..tune.data import Dataset
     from ..tune.job import Job
+    from ..tune.memory import Plan
     from ..tune.settings import Settings
 
 WAY, ROWS, LENGTH, STEP, KEPT = (
@@ -117,8 +118,12 @@ class Each:
         help="The share of the peak at which the rate ends. Default: 0.")] = None
     batch: Annotated[str | None, option(STEP, "--batch", metavar="N|Nt",
         help="What a step learns from: rows (16) or tokens (4096t). Default: 16.")] = None
+    memory: Annotated[str | None, option(STEP, "--memory", metavar="16g",
+        help="The most memory that it may take: what it will need is computed before it begins, micro-batch and "
+             "checkpointing are chosen so that it fits, and where nothing does it says so with numbers. Default: nine "
+             "tenths of what is free.")] = None
     micro: Annotated[int | None, option(STEP, "--micro", metavar="TOKENS",
-        help="What is computed at once. Fewer take less memory and come to the same. Default: 2048; small models 4096.",
+        help="What is computed at once. Fewer take less memory and come to the same. Default: as --memory allows.",
         )] = None
     noise: Annotated[float | None, option(STEP, "--noise", metavar="X",
         help="NEFTune: noise on the embeddings, usually 5. Default: none.")] = None
@@ -132,8 +137,8 @@ class Each:
         help="Of the optimiser's averages: 8 take a quarter of the memory. Default: 32; full and not small: 8.",
         )] = None
     checkpointing: Annotated[str | None, option(STEP, "--checkpointing", metavar="on|off",
-        help="Forget what happened inside the layers and compute it again: less memory, a third more time. Default: "
-             "from half a billion parameters on.")] = None
+        help="Forget what happened inside the layers and compute it again: less memory, a third more time. Default: as "
+             "--memory needs it.")] = None
 
 
 @dataclass
@@ -228,6 +233,7 @@ def _sources(model: str | None, data: list[str] | None) -> tuple[str, tuple[str,
 def _asked(way: Way, rows: Kept, length: Length, step: Each, seen: Seen) -> dict[str, Any]:
     """What was given, under the names of `Job` and `Settings`."""
     from ..tune.budget import seconds
+    from ..tune.memory import read_size
 
     given: dict[str, Any] = {}
     for group in (way, rows, length, step, seen):
@@ -240,7 +246,7 @@ def _asked(way: Way, rows: Kept, length: Length, step: Each, seen: Seen) -> dict
             given[own] = value
     readers: Mapping[str, Callable[[str], Any]] = {
         "budget": seconds, "held_out": _held_out, "targets": lambda text: tuple(text.split(",")),
-        "base": lambda text: text.replace("as-is", "as it is"), "checkpointing": _switch,
+        "base": lambda text: text.replace("as-is", "as it is"), "checkpointing": _switch, "memory": read_size,
     }  # fmt: skip
     for name, read in readers.items():
         if name in given:
@@ -327,7 +333,7 @@ def _teach(run: Callable[..., tuple[Path, dict[str, Any]]], seen: Seen, began: f
     from .look import show_faults
 
     with Lesson(seen.device or "cpu", seen.quiet) as lesson, _asked_to_stop() as wanted:
-        watch = Watch(doing=lesson.doing, read=lambda rows, settings: _about(rows, settings, seen.quiet),
+        watch = Watch(doing=lesson.doing, read=lambda *about: _about(*about, quiet=seen.quiet),
                       news=lesson.news)  # fmt: skip
         try:
             out, card = run(watch=watch, wanted=wanted, clock=Clock(since=began))
@@ -358,9 +364,9 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
             signal.signal(number, was)
 
 
-def _about(rows: Dataset, settings: Settings, quiet: bool) -> None:
+def _about(rows: Dataset, settings: Settings, plan: Plan | None, *, quiet: bool) -> None:
     """What it is going to learn from, in a line or two."""
-    from .terminal import note
+    from .terminal import note, size
 
     if quiet:
         return
@@ -368,6 +374,10 @@ def _about(rows: Dataset, settings: Settings, quiet: bool) -> None:
         note(line)
     rate = f"rate {settings.rate:g} {settings.schedule}, {settings.batch.replace('t', ' tokens')}"
     note(f"{rate}{'' if settings.batch.endswith('t') else ' rows'} a step, seed {settings.seed}")
+    if plan:
+        again = ", layers computed again on the way back" if plan.checkpointing else ""
+        parts = ", ".join(f"{name} {size(nbytes)}" for name, nbytes, share in plan.rows() if share > 0.04)
+        note(f"memory {size(plan.total)} at most ({parts}); {plan.micro:,} tokens at a time{again}")
 
 
 def _said(out: Path, card: dict[str, Any], seen: Seen) -> None:
