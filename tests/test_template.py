@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -192,3 +193,16 @@ def test_guest_gets_fresh_time_for_each_text(monkeypatch: pytest.MonkeyPatch) ->
             assert guest(busy, {"x": i}) == str(i)
             assert process in (None, guest._process), "the process was replaced"
             process = guest._process
+
+
+def test_guest_has_a_clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A process that does not answer, and takes no CPU time either, is killed."""
+    sleeper = tmp_path / "sleeper.py"
+    sleeper.write_text("import time; time.sleep(60)")
+    with Guest() as guest:
+        with monkeypatch.context() as patch:
+            patch.setattr("bise.template.WALL_SECONDS", 0.3)
+            patch.setattr("bise.template._CHILD", str(sleeper))
+            with pytest.raises(TemplateError, match="was stopped"):
+                guest("x", {})
+        assert guest("x", {}) == "x"

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -42,16 +44,18 @@ class Guest:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._due = math.inf  # when the text that is being rendered has to be there
+        self._done = threading.Event()
 
     def __call__(self, template: str, variables: Mapping[str, Any]) -> str:
         """As `render`."""
         request = _request(template, variables)
         if self._process is None:
-            self._process = _start()
+            self._process, self._done = _start(), threading.Event()
+            threading.Thread(target=self._watch, args=(self._process, self._done), daemon=True).start()
         process = self._process
         assert process.stdin and process.stdout
-        clock = threading.Timer(WALL_SECONDS, process.kill)
-        clock.start()
+        self._due = time.monotonic() + WALL_SECONDS
         try:
             process.stdin.write(request.encode() + b"\n")
             process.stdin.flush()
@@ -59,7 +63,7 @@ class Guest:
         except BrokenPipeError:
             answer = b""
         finally:
-            clock.cancel()
+            self._due = math.inf
         if not answer.endswith(b"\n"):
             self.close()
             raise TemplateError(f"the chat template was stopped: {_reason(process.returncode)}")
@@ -71,8 +75,15 @@ class Guest:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def _watch(self, process: subprocess.Popen[bytes], done: threading.Event) -> None:
+        """One thread for all texts: starting a clock for each would take longer than the text."""
+        while not done.wait(WALL_SECONDS / 16):
+            if time.monotonic() > self._due:
+                process.kill()
+
     def close(self) -> None:
         """End the process."""
+        self._done.set()
         if self._process is not None:
             process, self._process = self._process, None
             assert process.stdin and process.stdout

@@ -17,10 +17,11 @@ Long = Literal["refuse", "cut"]
 
 
 class Encoded(NamedTuple):
-    """ids, and the stretches [first, end) of them that are learnt, in order."""
+    """ids, and the stretches [first, end) of them that are learnt, in order. added: eos, which the format left out."""
 
     ids: list[int]
     spans: list[tuple[int, int]]
+    added: bool = False
 
 
 @dataclass
@@ -48,6 +49,11 @@ class Encoder:
 
     def encode(self, row: Known) -> list[Encoded]:
         """One sequence; several for a long plain text; the chosen and the rejected one for a pair. Raises BadRow."""
+        done = self._encode(row)
+        self.unclosed += any(one.added for one in done)
+        return done
+
+    def _encode(self, row: Known) -> list[Encoded]:
         if isinstance(row.row, Choice):
             return self._choice(row.row)
         if isinstance(row.row, Judged):
@@ -100,10 +106,10 @@ class Encoder:
     def _talk(self, talk: Talk, last: bool) -> Encoded:
         assert self.chat, "conversations are told apart from texts before they come here"
         ids, answers = self.chat.answers(talk.messages, talk.tools, last, self.render)
-        if answers and not answers[-1].closed and self.tokenizer.eos is not None:
+        added = bool(answers) and not answers[-1].closed and self.tokenizer.eos is not None
+        if added and self.tokenizer.eos is not None:
             end = answers[-1].end
             ids, answers[-1] = [*ids[:end], self.tokenizer.eos], answers[-1]._replace(end=end + 1)
-            self.unclosed += 1
         spans = []
         for answer in answers:
             told = {talk.learnt[at] for at in answer.messages}
@@ -114,7 +120,7 @@ class Encoder:
                 spans.append((answer.first, answer.end))
         if not spans:
             raise BadRow("nothing learnt", "no token is learnt: every answer has weight 0, or the format leaves it out")
-        return Encoded(ids, spans)
+        return Encoded(ids, spans, added)
 
     def _writing(self, row: Writing) -> Encoded:
         """The prompt's ids are those that it has by itself, as it is served; the text goes on from there."""
