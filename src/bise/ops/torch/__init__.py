@@ -14,7 +14,7 @@ from ...quant import QTensor
 from .. import Ring, Weight
 from .attention import attend_whole
 from .entropy import logprobs
-from .linear import Strips, linear
+from .product import Strips, linear
 from .pointwise import rms_norm, rope, swiglu
 from .weights import Adapted, Frozen, Nf4
 

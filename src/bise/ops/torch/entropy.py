@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from .linear import Strips, linear
+from .product import Strips, linear
 from .weights import Adapted
 
 LOGITS = 1 << 24  # that exist at a time

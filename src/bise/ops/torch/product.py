@@ -44,9 +44,9 @@ class Strips:
             yield slice(start, end), strip
 
     def product(self, x: Tensor, w: Tensor | Kept) -> Tensor:
-        """x (T, in) -> x @ W.T (T, out) float32; with a 16-bit tensor the product is made in its type."""
+        """x (T, in) -> x @ W.T (T, out); with a 16-bit tensor the product is made in its type."""
         if isinstance(w, Tensor):
-            return (x.to(w.dtype) @ w.T).float()
+            return (x.to(w.dtype) @ w.T).to(x.dtype)
         y = x.new_empty(len(x), w.shape[0])
         for rows, strip in self.of(w):
             torch.mm(x, strip.T, out=y[:, rows])
@@ -57,7 +57,7 @@ class Strips:
         for rows, strip in self.of(w):
             part = dy[:, rows].to(strip.dtype)
             if dx is None:
-                dx = (part @ strip).float()
+                dx = (part @ strip).to(dy.dtype)
             elif strip.dtype == dx.dtype:
                 dx.addmm_(part, strip)
             else:
@@ -123,8 +123,8 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *dys: Tensor) -> tuple[Any, ...]:
         make, sources = ctx.recipe
-        x, wanted = make(*ctx.saved_tensors[:sources]), ctx.needs_input_grad[3]
-        mores = iter(ctx.saved_tensors[ctx.rest :])
+        saved = ctx.saved_tensors  # to be asked for once only: a checkpoint computes them when it is
+        x, wanted, mores = make(*saved[:sources]), ctx.needs_input_grad[3], iter(saved[ctx.rest :])
         dx: Tensor | None = None
         grads: list[Tensor | None] = []
         for w, dy in zip(ctx.ws, dys, strict=True):
