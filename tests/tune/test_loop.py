@@ -108,7 +108,7 @@ def poisoned(bad: int) -> Any:
 def test_a_loss_that_is_no_number(tmp_path: Path) -> None:
     """The step and the row are named, and the weights from before it are kept."""
     student, rows = fresh(), sentences()
-    first = [s for s in range(7) if any(r.line == 17 for r in list(_steps(rows))[s].examples)][0]
+    first = next(n for n, step in enumerate(_steps(rows)) if any(row.line == 17 for row in step.examples))
     run = Training(student, lambda e: rows, Settings(**QUICK), Run(tmp_path), objective=poisoned(17))
     with pytest.raises(BrokenError, match=f"step {first + 1}: the loss is nan, in counting.jsonl:17: "):
         run.run()

@@ -16,8 +16,9 @@ from ..errors import RequestError
 
 LEAST, WARM = 3, 0.02  # steps, and share of the time, in which the speed is measured
 RISE = 20  # steps in which the rate rises under a budget; a tenth of all where they turn out fewer
-OFF = 0.03  # share of the steps left by which a plan may be off before it is bent
-CALM = 8  # steps between two looks at the plan
+OFF = 0.05  # share of the steps left by which a plan may be off before it is bent
+CALM = 4  # steps between two looks at the plan
+LATELY = 16  # steps whose mean is the pace
 KEEP = 0.1  # share of the time that looking at held-out rows may take
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -46,7 +47,7 @@ class Pace:
 
     closing: float = 0.0
     evaluation: float = 0.0
-    steps: deque[float] = field(default_factory=lambda: deque(maxlen=32))
+    steps: deque[float] = field(default_factory=lambda: deque(maxlen=LATELY))
 
     _cold: bool = True
 

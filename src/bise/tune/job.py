@@ -1,14 +1,14 @@
 """A job: this model, these data, in this way. What `bise tune` does, and what a program calls.
 
-    from bise.tune.job import Job, start
-    start(Job("model.gguf", ("chats.jsonl",)), "runs/first")
+from bise.tune.job import Job, start
+start(Job("model.gguf", ("chats.jsonl",)), "runs/first")
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,13 +17,14 @@ from ..config import Config
 from ..errors import RequestError, UnsupportedError
 from ..tokenizer import Tokenizer
 from ..weights import Weights
-from . import card, data, picture, samples
+from . import card, data, memory, picture, samples
 from .alarm import BrokenError
 from .board import Board
 from .budget import Clock
 from .distributed import Ranks, joined
 from .export import export
 from .loop import News, Objective, Training, sft
+from .pack import Batch
 from .prefer import BETA, Dpo, Kto, Orpo, Remembered, switched_off
 from .run import Run
 from .settings import Settings
@@ -32,7 +33,7 @@ from .student import TARGETS, Student
 
 KIND = "bise-run-1"  # of the card; the number counts changes of its layout
 ROWS = {"sft": "sft", "dpo": "pairs", "orpo": "pairs", "kto": "verdicts"}  # objective -> kind of rows
-SMALL, LARGE = 100_000_000, 500_000_000  # parameters
+SMALL = 100_000_000  # parameters
 LOOKED_AT = 256  # held-out rows that an evaluation reads
 LONGEST = 2048  # tokens of a row, unless told otherwise
 
@@ -46,6 +47,7 @@ class Job:
     held_out   the share of rows to hold out, or files
     beta       of DPO and KTO, or the weight of ORPO's second part; None: the papers' 0.1
     chat       "v1" | "v2" | "v3": how messages are written, in place of what the model's files say
+    memory     bytes that the process may hold; None: on a CPU, most of what the system has left
     settings   what was chosen of `Settings`; the rest follows from the model and the data
     """
 
@@ -70,6 +72,7 @@ class Job:
     beta: float | None = None
     device: str = "cpu"
     threads: int | None = None
+    memory: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -91,12 +94,12 @@ class Job:
         return {**asdict(self), "settings": dict(self.settings)}
 
     def settled(self, config: Config, rows: int) -> Settings:
-        """The settings, with everything that nobody chose."""
+        """The settings, with what nobody chose; but for what the memory decides."""
         small, full, preference = config.parameters < SMALL, self.method == "full", self.objective != "sft"
         rate = (5e-7 if full else 5e-6) if preference else 2e-5 if full else 2e-4  # Zephyr's (Tunstall et al. 2023)
-        usual: dict[str, Any] = {"rate": rate * (10 if small else 1), "checkpointing": config.parameters > LARGE,
-                                 "micro": 4096 if small else LONGEST, "bits": 8 if full and not small else 32,
-                                 "warmup": 0.1}  # fmt: skip
+        usual: dict[str, Any] = {
+            "rate": rate * (10 if small else 1), "bits": 8 if full and not small else 32, "warmup": 0.1
+        }  # fmt: skip
         if self.scratch:
             usual |= {"rate": 3e-3, "matrix_rate": 0.02, "decay": 0.1, "schedule": "linear", "fall": 0.5,
                       "warmup": 60, "batch": "4096t"}  # fmt: skip
@@ -116,8 +119,25 @@ class Watch:
     doing: Callable[[str], None] = _nothing
     placing: Callable[[int, int], None] = _nothing
     reading: Callable[[int, int], None] = _nothing
-    read: Callable[[data.Dataset, Settings], None] = _nothing
+    read: Callable[[data.Dataset, Settings, memory.Plan | None], None] = _nothing
     news: Callable[[News], None] = _nothing
+
+
+def rows_of(
+    job: Job, weights: Weights, progress: data.dataset.Progress | None = None
+) -> tuple[data.Dataset, ChatFormat | None]:
+    """The data as the model will read them, and how it is spoken to (None: a base model, which reads texts)."""
+    tokenizer = Tokenizer.of(weights)
+    if tokenizer is None:
+        raise UnsupportedError(f"{job.model} has no tokenizer: put tokenizer.model beside it")
+    chat = ChatFormat.named(job.chat, tokenizer) if job.chat else ChatFormat.of(weights, tokenizer)
+    rows = data.read(
+        job.data, tokenizer, chat, kind=cast(Any, ROWS[job.objective]),
+        max_length=job.max_length or min(weights.config.context, LONGEST), long=cast(Any, job.long), last=job.last,
+        append_eos=job.append_eos, held_out=job.held_out, seed=job.settings.get("seed", 0), skip_bad=job.skip_bad,
+        progress=progress,
+    )  # fmt: skip
+    return rows, chat
 
 
 def start(
@@ -178,9 +198,10 @@ class _Teaching:
     def run(self, before: Mapping[str, Any]) -> dict[str, Any]:
         """before: the card of the run that is taken up; {}: a new one."""
         job, weights = self.job, Weights.open(self.job.model)
-        rows, chat = self._rows(weights)
-        settings = Settings.read(before["settings"]) if before else job.settled(weights.config, len(rows.train))
-        self.watch.read(rows, settings)
+        self.watch.doing("reading the data")
+        rows, chat = rows_of(job, weights, self.watch.reading)
+        settings, planned = (Settings.read(before["settings"]), None) if before else self._planned(weights, rows)
+        self.watch.read(rows, settings, planned)
         student = self._student(weights, settings)
         now = {"model": weights.fingerprint, "data": rows.report.digest, **card.versions(), "threads": _threads()}
         if before:
@@ -189,24 +210,24 @@ class _Teaching:
         facts = dict(before) or {
             "kind": KIND, "begun": card.now(), "asked": job.facts(), "settings": settings.facts(), "identity": now,
             "machine": card.machine(job.device), "chat": chat.name if chat else None, "data": rows.report.card(),
-            "trained": sum(t.numel() for t in student.trained.values()), "weights": weights.config.parameters,
+            "memory": planned.facts() if planned else None, "weights": weights.config.parameters,
+            "trained": sum(t.numel() for t in student.trained.values()),
         }  # fmt: skip
         self._write(facts)
         return self._train(student, weights, rows, settings, facts)
 
-    def _rows(self, weights: Weights) -> tuple[data.Dataset, ChatFormat | None]:
-        job, tokenizer = self.job, Tokenizer.of(weights)
-        if tokenizer is None:
-            raise UnsupportedError(f"{job.model} has no tokenizer: put tokenizer.model beside it")
-        chat = ChatFormat.named(job.chat, tokenizer) if job.chat else ChatFormat.of(weights, tokenizer)
-        limit = job.max_length or min(weights.config.context, LONGEST)
-        self.watch.doing("reading the data")
-        rows = data.read(
-            job.data, tokenizer, chat, kind=cast(Any, ROWS[job.objective]), max_length=limit, long=cast(Any, job.long),
-            last=job.last, append_eos=job.append_eos, held_out=job.held_out, seed=job.settings.get("seed", 0),
-            skip_bad=job.skip_bad, progress=self.watch.reading,
+    def _planned(self, weights: Weights, rows: data.Dataset) -> tuple[Settings, memory.Plan]:
+        """Micro-batch and checkpointing as the memory allows. RequestError, with the numbers, where nothing fits."""
+        job, settings = self.job, self.job.settled(weights.config, len(rows.train))
+        limit = job.memory or (memory.free() if job.device == "cpu" else None)
+        subject = memory.Subject.of(weights, job.method, job.rank, job.targets, job.base, settings.bits)
+        batch, mean = Batch.read(settings.batch), rows.report.tokens / len(rows.train)
+        step = round(batch.size * (1 if batch.unit == "tokens" else 1.5 * mean))  # of rows, the longest steps too
+        found = memory.plan(
+            subject, list(rows.train), step, limit, micro=job.settings.get("micro"),
+            checkpointing=job.settings.get("checkpointing"),
         )  # fmt: skip
-        return rows, chat
+        return replace(settings, micro=found.micro, checkpointing=found.checkpointing), found
 
     def _student(self, weights: Weights, settings: Settings) -> Student:
         job = self.job
@@ -227,7 +248,7 @@ class _Teaching:
         if len(rows.faults) and self.ranks.first:
             rows.faults.write(self.folder.folder / "left-out.jsonl")
         held_out = list(rows.held_out[:LOOKED_AT])
-        shown = [samples.sample_of(example) for example in held_out[: settings.samples]] if self.ranks.first else []
+        shown = samples.chosen(held_out, settings.samples) if self.ranks.first else []
         began = time.monotonic()
         if "samples" not in facts:
             self.watch.doing("answering held-out prompts")

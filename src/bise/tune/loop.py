@@ -88,6 +88,8 @@ class Training:
         except Interrupted:
             self._save()
             return self.at
+        finally:
+            self.folder.close()
         self.ranks.wait()  # rank 0 writes the best, all read it
         if self.folder.best.exists():
             checkpoint.take(self.folder.best, self.student)

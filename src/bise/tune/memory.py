@@ -8,13 +8,10 @@ ops/torch keep for their way back; the tests hold them against what torch's allo
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from ..config import Config
 from ..errors import RequestError
@@ -289,6 +286,17 @@ def steady() -> bool:
 def resident() -> int:
     """Bytes of this process in memory, 0 where the system does not say."""
     return _status("VmRSS")
+
+
+def free(share: float = 0.9) -> int | None:
+    """The most that this process may hold: this share of what the system could still give, and what it has. None
+    where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            found = re.search(r"^MemAvailable:\s+(\d+) kB", file.read(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(share * int(found[1]) * 1024) + resident() if found else None
 
 
 def peak() -> int:

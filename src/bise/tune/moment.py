@@ -30,8 +30,8 @@ class Moment:
     """(n,) numbers, n a multiple of 256, read and written strip by strip (slices that begin at such multiples).
 
     signed  the average of gradients. Without: that of their squares, of which the 8 bits keep the root. It is of the
-            gradient's own size then, so where one of a block is too small for its code, so is the other; of the squares
-            themselves the small ones are lost first, and dividing by their root explodes (measured: LOG.md).
+            gradient's own size, so that where one of a block is too small for its code, so is the other. Of the squares
+            themselves those below 1e-7 of a block's largest are lost, and their weights then move too far.
     """
 
     def __init__(self, n: int, bits: int, signed: bool, device: torch.device) -> None:

@@ -37,7 +37,9 @@ def draw(path: Path, notes: Sequence[dict[str, Any]], title: str) -> bool:
     axes.plot(at, losses, color="#9bb7d4", linewidth=0.8, label="each step")
     axes.plot(at, smooth(losses), color="#1f5c99", linewidth=1.6, label="its running mean")
     if looks:
-        axes.plot(*zip(*looks, strict=True), "o-", color="#c4572e", markersize=3.5, linewidth=1.4, label="held-out rows")
+        axes.plot(
+            *zip(*looks, strict=True), "o-", color="#c4572e", markersize=3.5, linewidth=1.4, label="held-out rows"
+        )
     axes.set(xlabel="step", ylabel="loss per learnt token, or pair", title=title)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)

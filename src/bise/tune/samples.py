@@ -27,6 +27,17 @@ def sample_of(example: Example) -> Sample:
     return example.answer if isinstance(example, Verdict) else example
 
 
+def chosen(examples: Sequence[Example], n: int) -> list[Sample]:
+    """The first n whose prompts differ."""
+    found: dict[bytes, Sample] = {}
+    for example in examples:
+        if len(found) == n:
+            break
+        sample = sample_of(example)
+        found.setdefault(sample.ids[: cut(sample)].tobytes(), sample)
+    return list(found.values())
+
+
 def cut(sample: Sample) -> int:
     """Where the prompt ends: before the last stretch that is learnt, or after the opening of a plain text."""
     begins = np.flatnonzero(sample.learnt & ~np.roll(sample.learnt, 1))
