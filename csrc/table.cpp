@@ -17,8 +17,7 @@ void linear(const Matrix& w, const void* x, i64 T, i64 p0, i64 p1, float* y) {
 
 // (compiled for this instruction set: nothing here may run before cpu.cpp has checked for it)
 const Kernels BISE_JOIN(kernels_, BISE_ISA) = {
-    BISE_STRING(BISE_ISA), BISE_ISA::quantise256, BISE_ISA::quantise32, linear,          BISE_ISA::rms_norm,
-    BISE_ISA::rope,        BISE_ISA::swiglu,      BISE_ISA::store_ring, BISE_ISA::attend,
-    BISE_ISA::round_rows};
+    BISE_STRING(BISE_ISA), BISE_ISA::quantise256, BISE_ISA::quantise32, linear,           BISE_ISA::rms_norm,
+    BISE_ISA::rope,        BISE_ISA::swiglu,      BISE_ISA::store_ring, BISE_ISA::attend, BISE_ISA::round_rows};
 
 }  // namespace bise

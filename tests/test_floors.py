@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "bise"
 FLOORS = [
     {"errors"},
-    {"ops", "quant", "_kernels"},
+    {"ops", "quant", "rounding", "packing", "_kernels"},
     {
         "config",
         "names",
@@ -51,7 +51,7 @@ FLOORS = [
         "moments",
         "score",
     },
-    {"bench", "convert", "evaluate", "tune"},
+    {"bench", "convert", "evaluate", "quantize", "tune"},
     {"completion", "session", "api", "server", "cli", "__main__"},
 ]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}

@@ -199,9 +199,7 @@ def weighed(informed: Informed | None, shapes: Shapes) -> dict[str, Floats]:
         shape = shapes.get(own)
         if shape is None or len(shape) != 2 or len(means) != shape[1]:
             has = "no such matrix" if shape is None else f"{shape[-1]:,}"
-            raise RequestError(
-                f"importance of {own!r} has {len(means):,} columns, the model has {has}: it was measured on another model"
-            )
+            raise RequestError(f"importance of {own!r} has {len(means):,} columns, the model {has}: another model's")
     missing = [own for own, shape in shapes.items() if len(shape) == 2 and own not in informed.means]
     if unexpected := [own for own in missing if own not in ("token_embd", "output")]:
         log.warning("no importance is known of %d matrices, first %s: all their columns count alike",
