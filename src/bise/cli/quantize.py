@@ -34,6 +34,8 @@ The letters after a K say how many of the matrices that feel it most get more bi
 
 [cyan]bise quantize Mistral-7B-v0.1 small.gguf --type Q3_K_M --imatrix mistral.imatrix.gguf[/]  weights that matter more lose less
 
+[cyan]bise quantize Mistral-7B-v0.1 small.gguf --type Q4_K_M --compensate text.txt[/]  slower, and nearer to the original
+
 [cyan]bise quantize model.gguf out.gguf --type Q4_K_M --keep output=Q8_0 --keep attn_v=Q6_K[/]
 
 [cyan]bise quantize model.gguf out.gguf --bits 4.5[/]  measures where bits do most, and spends them there
@@ -56,6 +58,9 @@ def quantize(
     imatrix: Annotated[Path | None, option(None, "--imatrix", metavar="FILE",
         help="An importance matrix, made here or by llama.cpp: columns that meet large inputs are rounded with more "
              "care.")] = None,
+    compensate: Annotated[Path | None, option(None, "--compensate", metavar="TEXT",
+        help="Let the original read this text, layer by layer, and round so that each matrix makes up for its own errors "
+             "(GPTQ). The model has to fit into memory.")] = None,
     keep: Annotated[list[str] | None, option(None, "--keep", metavar="NAME=TYPE",
         help="This matrix, or this matrix of every layer, in another type. May be given several times.")] = None,
     threads: Annotated[int | None, option(None, "--threads", "-t", metavar="N",
@@ -87,6 +92,8 @@ def quantize(
     types = None if bits is None else _searched(weights, bits, informed, round)
     made = plan(weights, out, type or (None if bits else "Q4_K_M"), informed, kept, types)
     started = time.perf_counter()
+    if compensate is not None and not dry_run:
+        round = _compensating(path, compensate, threads, round)
     if not dry_run:
         with Bar("quantising", "bytes") as bar:
             write(made, bar, round)
@@ -108,6 +115,20 @@ def _informed(path: Path | None) -> Informed | None:
 
     found = importance.read(path)
     return Informed(found, str(path), ", ".join(found.datasets), found.chunks)
+
+
+def _compensating(path: Path, text: Path, threads: int | None, search: Any) -> Any:
+    """The rounding that makes up for its errors, on the model's own inputs when it reads the text."""
+    from .. import texts
+    from ..api import load
+    from ..quantize.sequential import CONTEXT, MOST, Sequential
+    from .terminal import Bar
+
+    read = texts.read([text])
+    with Bar("loading", "bytes") as bar:
+        model = load(path, kv="f32", threads=threads, progress=bar)
+    cut = texts.Cut(min(CONTEXT, model.config.context), most=MOST)
+    return Sequential(model, list(texts.cut(model.tokenizer, read, cut)), search)
 
 
 def _searched(weights: Weights, bits: float, informed: Informed | None, round: Any) -> dict[str, str]:
