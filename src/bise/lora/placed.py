@@ -53,16 +53,23 @@ class Adapters:
         self.ops, self.weights = ops, weights
         self.parameters = _adapted(parameters)
 
+    def nbytes(self, adapter: Adapter) -> int:
+        """What `place` will take."""
+        floats = {name: 4 if self._kind(name) == "F32" else 2 for name in adapter.deltas}
+        return sum(
+            floats[name] * (delta.a.size + delta.b.size) + (0 if delta.magnitude is None else delta.magnitude.nbytes)
+            for name, delta in adapter.deltas.items()
+        )
+
     def place(self, adapter: Adapter, name: str = "") -> Placed:
         """Put an adapter's matrices on the backend. DoRA's needs every row of the weights that it changes, once."""
-        pairs, nbytes = {}, 0
+        pairs = {}
         for weight, delta in adapter.deltas.items():
             kind = self._kind(weight)
             a, b = QTensor.of(delta.a, kind), QTensor.of(delta.b * np.float32(delta.scale), kind)
             factor = None if delta.magnitude is None else self._factor(weight, delta)
             pairs[weight] = Pair(self.ops.weight(a), self.ops.weight(b), factor)
-            nbytes += a.nbytes + b.nbytes + (0 if delta.magnitude is None else delta.magnitude.nbytes)
-        return Placed(name or adapter.name, adapter.id, pairs, nbytes)
+        return Placed(name or adapter.name, adapter.id, pairs, self.nbytes(adapter))
 
     def beside(self, rows: Rows, count: int, wanted: Rows, wanted_count: int) -> tuple[Ops, Parameters]:
         """The verbs and the weights of one step. rows: which of its `count` rows have which adapter; wanted: which of
