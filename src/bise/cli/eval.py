@@ -315,4 +315,4 @@ def _print_bins(rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
         [f"{row['first']:,}–{row['last']:,}", *(row[c].percent() if c == "same_top" else str(row[c]) for c in columns)]
         for row in rows
     ]
-    print_table([">position", *columns.values()], lines, "By position in the chunk")
+    print_table([">in the chunk", *columns.values()], lines, "By position")
