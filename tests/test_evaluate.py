@@ -15,7 +15,7 @@ from bise.errors import BiseError, FormatError, RequestError
 from bise.evaluate import common_chunks, divergence, full_logits, kept, perplexity
 from bise.evaluate.kept import Kept, find, make_room, packed, write
 from bise.evaluate.run import parts
-from bise.score import compare
+from bise.score import Divergence, compare
 from bise.texts import Cut
 from bise.weights import Weights
 from tiny import tiny_config, tiny_weights, write_tiny_gguf, write_tiny_hf
@@ -139,6 +139,25 @@ def test_kl_is_that_of_transformers_logits(full: Path, small: Path, tmp_path: Pa
     assert found.same_top.value == (p.argmax(-1) == q.argmax(-1)).mean()
     gone = np.take_along_axis(np.exp(q) - np.exp(p), chunks[:, CUT.first + 1 :, None], -1)
     assert found.change.value == pytest.approx(gone.mean(), rel=1e-3)
+
+
+def test_kl_is_what_llama_cpp_would_find(tmp_path: Path) -> None:
+    """Both files' logits are llama.cpp's: nothing of ours but the formula. What it finds is what we find, to what its
+    arithmetic and ours differ in."""
+    config = tiny_config(vocab_size=320, dim=128, head_dim=32)
+    f32, q4_0 = (
+        write_tiny_gguf(tmp_path / f"{kind}.gguf", config, tiny_weights(config), kind) for kind in ("F32", "Q4_0")
+    )
+    model, weights, cut = opened(q4_0, kv="f32"), Weights.open(f32), Cut(96, most=3)
+    chunks = common_chunks(weights, model.weights, TEXT, cut)
+    rows = slice(cut.first, cut.context - 1)
+    expected = Divergence()
+    for ids in chunks:
+        p, q = (theirs(path, ids.tolist())[rows] for path in (f32, q4_0))
+        expected.add(p, q, ids[cut.first + 1 :])
+    found = divergence(model, full_logits(weights, chunks, cut, {}, lambda path: opened(f32, kv="f32")), chunks, cut)
+    assert found.kl.value == pytest.approx(expected.kl.value, rel=0.03) and found.kl.value > 0.01
+    assert found.ratio.value == pytest.approx(expected.ratio.value, rel=0.02)
 
 
 # --- the full model's logits on disk
