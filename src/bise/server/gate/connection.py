@@ -11,6 +11,7 @@ import asyncio
 import json
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
@@ -181,11 +182,18 @@ class Connection(HttpToolsProtocol):
 
 def answer(fault: Fault, path: str, id: str, headers: list[tuple[bytes, bytes]]) -> bytes:
     """The whole of a response that ends the connection."""
-    status, body = fault.status_code, json.dumps(fault.said(path)).encode()
-    lines = [
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode(), *(name + b": " + value for name, value in headers),
-        *(f"{name}: {value}".lower().encode() for name, value in (fault.headers or {}).items()),
+    more = "".join(f"{name}: {value}\r\n".lower() for name, value in (fault.headers or {}).items())
+    before = b"".join(b"%s: %s\r\n" % header for header in headers)
+    first, rest = _written(fault.status_code, fault.message, fault.code, path)
+    return b"%s%s%sx-request-id: %s\r\n%s" % (first, before, more.encode(), id.encode(), rest)
+
+
+@lru_cache(64)
+def _written(status: int, line: str, code: str | None, path: str) -> tuple[bytes, bytes]:
+    """What is the same for a whole crowd: the first lines, and the last ones with the body."""
+    body = json.dumps(Fault(status, line, code=code).said(path)).encode()
+    lines = (
         b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close",
-        b"x-content-type-options: nosniff", b"x-request-id: " + id.encode(),
-    ]  # fmt: skip
-    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+        b"x-content-type-options: nosniff", b"", body,
+    )  # fmt: skip
+    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode(), b"\r\n".join(lines)
