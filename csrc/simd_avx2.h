@@ -59,6 +59,12 @@ inline float max_of(F x) {
     t = _mm_max_ps(t, _mm_movehl_ps(t, t));
     return _mm_cvtss_f32(_mm_max_ss(t, _mm_movehdup_ps(t)));
 }
+inline __m256 where_above(__m256 a, __m256 b, __m256 x, __m256 y) {
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
+}
+inline F where_above(F a, F b, F x, F y) {  // lane by lane: x where a > b, else y
+    return {where_above(a.a, b.a, x.a, y.a), where_above(a.b, b.b, x.b, y.b)};
+}
 inline bool any_above(F x, float y) {
     const __m256 v = _mm256_set1_ps(y), a = _mm256_cmp_ps(x.a, v, _CMP_GT_OQ), b = _mm256_cmp_ps(x.b, v, _CMP_GT_OQ);
     return _mm256_movemask_ps(_mm256_or_ps(a, b)) != 0;

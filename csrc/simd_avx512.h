@@ -42,6 +42,9 @@ inline F max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline float sum(F x) { return _mm512_reduce_add_ps(x.v); }
 inline float max_of(F x) { return _mm512_reduce_max_ps(x.v); }
+inline F where_above(F a, F b, F x, F y) {  // lane by lane: x where a > b, else y
+    return {_mm512_mask_mov_ps(y.v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), x.v)};
+}
 inline bool any_above(F x, float y) { return _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(y), _CMP_GT_OQ) != 0; }
 inline F scale2(F x, I n) {
     return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x.v), _mm512_slli_epi32(n.v, 23)))};

@@ -89,6 +89,7 @@ inline float max_of(F x) {
         for (int i = 0; i < n; i++) x[i] = x[i] > x[i + n] ? x[i] : x[i + n];
     return x[0];
 }
+inline F where_above(F a, F b, F x, F y) { return a > b ? x : y; }  // lane by lane: x where a > b, else y
 inline bool any_above(F x, float y) {
     bool any = false;
     for (int i = 0; i < 16; i++) any |= x[i] > y;

@@ -66,6 +66,13 @@ BISE_INLINE float sum(F x) {                                           // i with
     return vget_lane_f32(t, 0) + vget_lane_f32(t, 1);
 }
 BISE_INLINE float max_of(F x) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.a, x.b), vmaxq_f32(x.c, x.d))); }
+BISE_INLINE float32x4_t where_above(float32x4_t a, float32x4_t b, float32x4_t x, float32x4_t y) {
+    return vbslq_f32(vcgtq_f32(a, b), x, y);
+}
+BISE_INLINE F where_above(F a, F b, F x, F y) {  // lane by lane: x where a > b, else y
+    return {where_above(a.a, b.a, x.a, y.a), where_above(a.b, b.b, x.b, y.b), where_above(a.c, b.c, x.c, y.c),
+            where_above(a.d, b.d, x.d, y.d)};
+}
 BISE_INLINE bool any_above(F x, float y) {
     const auto above = [&](float32x4_t v) BISE_LAMBDA { return vcgtq_f32(v, vdupq_n_f32(y)); };
     return vmaxvq_u32(vorrq_u32(vorrq_u32(above(x.a), above(x.b)), vorrq_u32(above(x.c), above(x.d)))) != 0;

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "bise"
 FLOORS = [
     {"errors"},
-    {"ops", "quant", "_kernels"},
+    {"ops", "quant", "rounding", "packing", "_kernels"},
+    {"ops", "quant", "packing", "rounding", "_kernels"},
     {
         "config",
         "names",
@@ -22,6 +23,8 @@ FLOORS = [
         "protobuf",
         "vocab",
         "tokenizer",
+        "tokenizer_json",
+        "release",
         "template",
         "template_child",
         "instruct",
@@ -43,13 +46,14 @@ FLOORS = [
         "scout",
         "draft",
         "blocks",
+        "request",
         "engine",
         "scheduler",
         "lora",
         "moments",
         "score",
     },
-    {"bench", "evaluate", "tune"},
+    {"bench", "convert", "evaluate", "merge", "quantize", "tune"},
     {"completion", "session", "api", "server", "cli", "__main__"},
 ]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}

@@ -112,8 +112,10 @@ class Config:
             raise UnsupportedError(f"{arch}.rope.dimension_count = {turned}, head size {config.head_dim}: "
                                    "partial RoPE is not run here")  # fmt: skip
         window = keys.get(f"{arch}.attention.sliding_window")
-        if window:
-            return replace(config, sliding_window=window, window_reason=f"{arch}.attention.sliding_window says so")
+        if window is not None:  # 0: none, whatever the dimensions say
+            return replace(
+                config, sliding_window=window or None, window_reason=f"{arch}.attention.sliding_window says so"
+            )
         return _recognise(config)
 
     @classmethod
@@ -172,6 +174,72 @@ class Config:
             window_reason="params.json says so",
         )
 
+    def to_gguf(self) -> dict[str, Any]:
+        """The llama.* keys of a GGUF. The window has a key: 0 where the dimensions suggest one."""
+        keys: dict[str, Any] = {
+            "block_count": self.n_layers,
+            "context_length": self.context,
+            "embedding_length": self.dim,
+            "feed_forward_length": self.hidden_dim,
+            "attention.head_count": self.n_heads,
+            "attention.head_count_kv": self.n_kv_heads,
+            "rope.freq_base": float(self.rope_theta),
+            "attention.layer_norm_rms_epsilon": float(self.norm_eps),
+            "attention.key_length": self.head_dim,
+            "attention.value_length": self.head_dim,
+            "vocab_size": self.vocab_size,
+            "rope.dimension_count": self.head_dim,
+        }
+        if self.rope_factor != 1:
+            keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(self.rope_factor)}
+        if self.sliding_window or _recognise(self).sliding_window:
+            keys["attention.sliding_window"] = self.sliding_window or 0
+        return {f"llama.{key}": value for key, value in keys.items()}
+
+    def to_hf(self) -> dict[str, Any]:
+        """A config.json of this shape. Theta stands there twice: transformers 4 reads rope_theta, 5 the other."""
+        plain_llama = self.sliding_window is None and (self.rope_factor != 1 or not self.version.startswith("Mistral"))
+        theta, factor = _shortest(self.rope_theta), _shortest(self.rope_factor)
+        linear = {"type": "linear", "rope_type": "linear", "factor": factor}
+        return {
+            "architectures": ["LlamaForCausalLM" if plain_llama else "MistralForCausalLM"],
+            "model_type": "llama" if plain_llama else "mistral",
+            "hidden_act": "silu",
+            "hidden_size": self.dim,
+            "num_hidden_layers": self.n_layers,
+            "num_attention_heads": self.n_heads,
+            "num_key_value_heads": self.n_kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.hidden_dim,
+            "vocab_size": self.vocab_size,
+            "rms_norm_eps": _shortest(self.norm_eps),
+            "rope_theta": theta,
+            "rope_parameters": {"rope_theta": theta, **(linear if factor != 1 else {"rope_type": "default"})},
+            **({"rope_scaling": linear} if factor != 1 else {}),
+            **({} if plain_llama else {"sliding_window": self.sliding_window}),
+            "max_position_embeddings": self.context,
+        }
+
+    def to_params(self) -> dict[str, Any]:
+        """Mistral's params.json. UnsupportedError for stretched positions, which it cannot say."""
+        if self.rope_factor != 1:
+            raise UnsupportedError(
+                f"RoPE positions stretched {self.rope_factor:g} times: params.json cannot say it, use another layout"
+            )
+        return {
+            "dim": self.dim,
+            "n_layers": self.n_layers,
+            "head_dim": self.head_dim,
+            "hidden_dim": self.hidden_dim,
+            "n_heads": self.n_heads,
+            "n_kv_heads": self.n_kv_heads,
+            "norm_eps": _shortest(self.norm_eps),
+            "vocab_size": self.vocab_size,
+            "rope_theta": _shortest(self.rope_theta),
+            **({"sliding_window": self.sliding_window} if self.sliding_window else {}),
+            "max_seq_len": self.context,
+        }
+
 
 _LIMITS = dict(
     dim=65_536, n_layers=512, n_heads=1024, n_kv_heads=1024, head_dim=1024, hidden_dim=524_288,
@@ -182,6 +250,11 @@ _LLAMAS = {
     (5120, 40, 40, 40, 13_824): "Llama 1/2 13B",
     (8192, 80, 64, 8, 28_672): "Llama 2 70B",
 }
+
+
+def _shortest(value: float) -> float:
+    """A number that came out of a float32 as people wrote it: 1e-05 for 9.999999747378752e-06."""
+    return float(str(np.float32(value))) if value == np.float32(value) else value
 
 
 def _is_7b(c: Config) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -77,6 +78,11 @@ def _open_regular(path: Path) -> int:
     return fd
 
 
+def opened(path: Path) -> BinaryIO:
+    """A regular file, to be read from its beginning to its end. FormatError where it cannot be."""
+    return os.fdopen(_open_regular(path), "rb")
+
+
 def read_small(path: Path, most: int) -> bytes:
     """The whole of a small regular file. FormatError if it is longer than `most` bytes."""
     fd = _open_regular(path)
@@ -142,6 +148,27 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         Path(name).unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise BiseError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise
+
+
+@contextmanager
+def building(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to fill that takes `folder`'s place only when the block ends well; at that place may be nothing, or an
+    empty folder. On any exception nothing is left behind."""
+    folder = Path(folder)
+    try:
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    except OSError as error:
+        raise BiseError(f"{folder}: cannot be written: {error.strerror}") from None
+    try:
+        yield part
+        part.chmod(0o777 & ~_umask())
+        os.replace(part, folder)
+        _sync_folder(folder.parent)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise BiseError(f"{folder}: cannot be written: {error.strerror or error}") from None
         raise
 
 

@@ -5,14 +5,17 @@ Jinja2's sandbox keeps a template from Python's insides, not from eating time an
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from .errors import TemplateError
@@ -30,14 +33,75 @@ def render(template: str, variables: Mapping[str, Any]) -> str:
 
     Raises TemplateError with the template's own message where it raises, and with the limit where it passes one.
     """
+    return _run(_request(template, variables))
+
+
+class Guest:
+    """`render` for thousands of conversations: the process stays, with CPU time and clock counted anew for each text.
+    One that broke a limit is dead, its conversation refused, and the next one gets a new process."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __call__(self, template: str, variables: Mapping[str, Any]) -> str:
+        """As `render`."""
+        request = _request(template, variables)
+        if self._process is None:
+            self._process = _start()
+        process = self._process
+        assert process.stdin and process.stdout
+        clock = threading.Timer(WALL_SECONDS, process.kill)
+        clock.start()
+        try:
+            process.stdin.write(request.encode() + b"\n")
+            process.stdin.flush()
+            answer = process.stdout.readline(OUTPUT)
+        except BrokenPipeError:
+            answer = b""
+        finally:
+            clock.cancel()
+        if not answer.endswith(b"\n"):
+            self.close()
+            raise TemplateError(f"the chat template was stopped: {_reason(process.returncode)}")
+        return _text(answer)
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            process, self._process = self._process, None
+            assert process.stdin and process.stdout
+            with contextlib.suppress(OSError):  # what was not taken any more
+                process.stdin.close()
+            try:
+                process.wait(1.0)  # it ends when nothing more comes; one that was stopped leaves its reason
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+
+
+def _request(template: str, variables: Mapping[str, Any]) -> str:
     if len(template) > MAX_TEMPLATE:
         raise TemplateError(f"the chat template has {len(template):,} characters, expected up to {MAX_TEMPLATE:,}")
     limits = {"cpu_seconds": CPU_SECONDS, "memory": MEMORY, "output": OUTPUT}
     try:
-        request = json.dumps({"template": template, "variables": variables, **limits})
+        return json.dumps({"template": template, "variables": variables, **limits})
     except (TypeError, ValueError, RecursionError) as error:
         raise TemplateError(f"messages and tools must be made of JSON's kinds of values: {error}") from None
-    return _run(request)
+
+
+def _start() -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-I", _CHILD, "stay"]
+    try:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    except OSError as error:
+        raise TemplateError(f"the chat template's process cannot be started: {error}") from None
 
 
 @lru_cache(maxsize=16)  # a conversation is rendered again and again as it grows
@@ -61,6 +125,10 @@ def _run(request: str) -> str:
         answer = out.read()
     if done.returncode:
         raise TemplateError(f"the chat template was stopped: {_reason(done.returncode)}")
+    return _text(answer)
+
+
+def _text(answer: bytes) -> str:
     try:
         found = json.loads(answer)
         text = found.get("text")

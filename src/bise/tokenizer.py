@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,7 @@ class Tokenizer:
         if "tokenizer_config.json" in names:
             config = parse_json(_read(folder / "tokenizer_config.json"), "tokenizer_config.json")
             vocab = vocab.with_ends(_token_name(config.get("bos_token")), _token_name(config.get("eos_token")))
+            vocab = replace(vocab, add_bos=config.get("add_bos_token") is not False)
         return Tokenizer(vocab)
 
     @staticmethod

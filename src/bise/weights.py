@@ -122,6 +122,11 @@ class Weights(Mapping[str, QTensor]):
         return self._entries
 
     @property
+    def notes(self) -> Mapping[str, str]:
+        """What a safetensors file says beside its tensors; empty for a GGUF, whose keys are the metadata."""
+        return {} if isinstance(self._source, GGUF) else self._source.metadata
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors, as the file stores them."""
         return sum(entry.nbytes for entry in self._entries.values())

@@ -11,11 +11,10 @@ import numpy as np
 
 from .. import _kernels
 from ..errors import FormatError
-from ..quant import QTensor
+from ..quant import QTensor, nbytes
 from . import Ring, numpy_ring
 
 F32 = np.float32
-NATIVE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")  # types whose bytes `embed` reads itself
 
 
 class Cpu:
@@ -43,6 +42,19 @@ class Cpu:
         except ValueError as error:
             raise FormatError(str(error)) from None
 
+    def quantise(self, values: np.ndarray, type: str, importance: np.ndarray | None = None) -> QTensor:
+        """float32 (rows, cols) -> the blocks that `rounding.rounded` gives, byte for byte. importance (cols,) float32,
+        positive. FormatError on a NaN or infinite value, or where the scale it needs does not fit a float16."""
+        out = np.empty(nbytes(type, values.shape), np.uint8)
+        row = self.verbs.quantise(type, np.ascontiguousarray(values, F32), importance, out)
+        if row >= 0:
+            raise FormatError(f"row {row:,} holds a NaN or infinite value")
+        tensor = QTensor(type, values.shape, out)
+        if (faults := tensor.faults()).row is not None:
+            largest = np.abs(values[faults.row]).max()
+            raise FormatError(f"row {faults.row:,} holds {largest:.6g}, which is too large for {type}")
+        return tensor
+
     def table(self, tensor: QTensor) -> QTensor:
         return tensor
 
@@ -56,8 +68,6 @@ class Cpu:
         return values
 
     def embed(self, table: QTensor, tokens: np.ndarray) -> np.ndarray:
-        if table.type not in NATIVE:
-            return table.rows(tokens)
         out = np.empty((len(tokens), table.shape[1]), F32)
         rows, cols = table.shape
         self.verbs.embed(table.type, table.data, rows, cols, np.ascontiguousarray(tokens, np.int32), out)
@@ -78,7 +88,7 @@ class Cpu:
         return x
 
     def swiglu(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-        self.verbs.swiglu(gate, up)
+        self.verbs.swiglu(gate, up, gate)
         return gate
 
     def store(self, ring: Ring, spans: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:

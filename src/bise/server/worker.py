@@ -20,9 +20,10 @@ from typing import Any
 
 from .. import session
 from ..api import Model, load
-from ..engine import Engine, Request
+from ..engine import Engine
 from ..errors import BiseError, BusyError, RequestError
 from ..grammar import Grammar
+from ..request import Request
 from ..sampler import Sampler, Sampling
 from ..scheduler import Scheduler
 from ..speech import Speech
