@@ -90,7 +90,8 @@ def quantize(
         path = find(model, bar)
     weights, informed = Weights.open(path), _informed(imatrix)
     types = None if bits is None else _searched(weights, bits, informed, round)
-    made = plan(weights, out, type or (None if bits else "Q4_K_M"), informed, kept, types)
+    named = None if types else (type or "Q4_K_M").upper()
+    made = plan(weights, out, named, informed, kept, types)
     started = time.perf_counter()
     if compensate is not None and not dry_run:
         round = _compensating(path, compensate, threads, round)
