@@ -170,7 +170,7 @@ class _Layer:
         )  # fmt: skip
         feed_forward = c.dim + 2 * c.hidden_dim + sum(inner[4:])  # the stream between, gate and up: the rest again
         gate = 3 * c.hidden_dim + c.dim  # gradients of the gated, of gate and of up; that of the stream
-        attend = 2 * queries + 2 * keys + c.dim  # gradients of what attention gave, of q, k and v; of the stream
+        attend = 2 * (queries + keys + c.dim)  # gradients of what attention gave, of q, k and v; of the stream, twice
         product = learnt * 2 * (c.hidden_dim + c.dim) + c.dim * c.hidden_dim  # and that of the weight, to be added
         self.kept = FLOAT * (load.tokens * attention + learnt * feed_forward)
         after = FLOAT * (load.tokens * attend - learnt * feed_forward + _tile(load.tokens))  # that part's is gone then
