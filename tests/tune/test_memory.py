@@ -147,6 +147,15 @@ def test_a_process_holds_what_was_predicted(tmp_path: Path, name: str) -> None:
     assert found["foreseen"] == pytest.approx(found["held"], rel=CLOSE)
 
 
+def test_a_probe_measures_and_draws_no_chance(tmp_path: Path) -> None:
+    student = Student.open(write(tmp_path / "m.gguf", tiny_config(), "F32"), rank=4)
+    student.noise, before = 5.0, student.state()["chance"]
+    held = memory.probe(student, lambda student, samples: (student.loss(samples), 1, {}), rows([50], 288))
+    assert held >= memory.resident() // 2 > 0
+    assert student.noise == 5.0 and np.array_equal(student.state()["chance"], before)
+    assert any(tensor.grad.any() for tensor in student.trained.values())
+
+
 # the plan
 
 

@@ -11,11 +11,12 @@ import ctypes
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..config import Config
 from ..errors import RequestError
@@ -24,7 +25,9 @@ from ..ops.torch import weights as matrices
 from ..ops.torch.product import STRIP
 from ..weights import Weights, expected_shapes
 from .sample import Example, Pair, Sample, Verdict
+from .student import Student
 
+Objective = Callable[[Student, Sequence[Any]], tuple[Tensor, int, dict[str, float]]]
 FLOAT = 4  # bytes
 LINEAR = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 # What comes with the first step besides tensors, measured (torch 2.13, Linux x86-64, one thread):
@@ -34,9 +37,6 @@ LARGE = 1 << 18  # bytes from which malloc asks the system for pages of their ow
 STEPS = 64  # tokens: micro-batches are planned in multiples of it
 MOST = 8192  # tokens of a micro-batch: more of them are no faster
 _THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
-
-
-# what is asked for
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,6 @@ def samples_of(example: Example) -> list[Sample]:
     if isinstance(example, Pair):
         return [example.chosen, example.rejected]
     return [example.answer] if isinstance(example, Verdict) else [example]
-
-
-# prediction: everything in bytes
 
 
 def predict(subject: Subject, load: Load, checkpointing: bool, process: int | None = None) -> dict[str, int]:
@@ -203,9 +200,6 @@ def _count(shape: Sequence[int]) -> int:
     return shape[0] * (shape[1] if len(shape) > 1 else 1)
 
 
-# the plan
-
-
 @dataclass(frozen=True)
 class Plan:
     """parts: bytes by name; micro: tokens of a micro-batch; limit: bytes that may be used, None: not said."""
@@ -291,9 +285,6 @@ def read_size(text: str) -> int:
     return int(float(match[1]) * (1 << 30 if match[2] == "g" else 1 << 20))
 
 
-# measuring
-
-
 def steady() -> bool:
     """Make malloc give large pieces back to the system as soon as they are freed. It would otherwise keep them, and
     they lie between what lives longer: half a gigabyte of tensors then holds 0.7. False where there is no glibc."""
@@ -322,6 +313,18 @@ def free(share: float = 0.9) -> int | None:
 def peak() -> int:
     """The most it has held since it began, or since `forget_peak`; bytes."""
     return _status("VmHWM")
+
+
+def probe(student: Student, objective: Objective, examples: Sequence[Example]) -> int:
+    """The most that one micro-batch takes, tried before the first step: the whole process, in bytes, yet without the
+    optimiser's averages. The gradients are the caller's to zero; no chance is drawn."""
+    forget_peak()
+    noise, student.noise = student.noise, 0.0
+    try:
+        objective(student, examples)[0].backward()  # type: ignore[no-untyped-call]
+    finally:
+        student.noise = noise
+    return peak()
 
 
 def forget_peak() -> None:
