@@ -10,13 +10,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from tiny import tiny_config, tiny_weights, write_tiny_gguf, write_tiny_hf  # noqa: E402
-
 import bise  # noqa: E402
 from bise import names  # noqa: E402
 from bise.errors import RequestError  # noqa: E402
 from bise.tune.sample import Sample  # noqa: E402
 from bise.tune.student import TARGETS, Student  # noqa: E402
+from tiny import tiny_config, tiny_weights, write_tiny_gguf, write_tiny_hf  # noqa: E402
 
 SHAPE = dict(dim=128, hidden_dim=256, head_dim=32, vocab_size=300)
 
@@ -144,7 +143,9 @@ def test_a_state_of_another_shape_is_refused(model: Path) -> None:
         Student.open(model, rank=8).restore(Student.open(model, rank=4).state())
 
 
-@pytest.mark.parametrize("how", [{"method": "qlora"}, {"base": "int3"}, {"rank": 0}, {"targets": ("wq",)}, {"targets": ()}])
+@pytest.mark.parametrize(
+    "how", [{"method": "qlora"}, {"base": "int3"}, {"rank": 0}, {"targets": ("wq",)}, {"targets": ()}]
+)
 def test_nonsense_is_refused(model: Path, how: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="expected"):
         Student.open(model, **how)
@@ -204,7 +205,11 @@ class TestBesidePeft:
 
     def matched(self, student: Student, theirs: Any) -> list[tuple[str, Any]]:
         parameters = dict(theirs.named_parameters())
-        kinds = {"a": "lora_A.default.weight", "b": "lora_B.default.weight", "magnitude": "lora_magnitude_vector.default.weight"}
+        kinds = {
+            "a": "lora_A.default.weight",
+            "b": "lora_B.default.weight",
+            "magnitude": "lora_magnitude_vector.default.weight",
+        }
         found = []
         for name in student.trained:
             own, _, kind = name.rpartition(".")

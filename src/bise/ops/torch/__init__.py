@@ -14,8 +14,8 @@ from ...quant import QTensor
 from .. import Ring, Weight
 from .attention import attend_whole
 from .entropy import logprobs
-from .product import Strips, linear
 from .pointwise import rms_norm, rope, swiglu
+from .product import Strips, linear
 from .weights import Adapted, Frozen, Nf4
 
 _KEPT = {"F16": torch.float16, "BF16": torch.bfloat16}  # these stay what the file stores; the rest becomes float32
