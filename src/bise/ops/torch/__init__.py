@@ -43,9 +43,7 @@ class Torch:
         return self._floats(tensor)
 
     def table(self, tensor: QTensor) -> Any:
-        if self.keep != "floats" and tensor.type != "F32":
-            return Frozen(tensor, self.device)
-        return self._floats(tensor)
+        return self._floats(tensor) if self.keep == "floats" else Frozen(tensor, self.device)
 
     def _floats(self, tensor: QTensor) -> Tensor:
         if len(tensor.shape) == 2 and tensor.type in _KEPT:
