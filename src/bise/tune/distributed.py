@@ -64,6 +64,10 @@ class Ranks:
                 dist.broadcast(said, 0)
         return [float(value) for value in said]
 
+    def wait(self) -> None:
+        """Until all are here: before one reads what another has written."""
+        self.total([0.0])
+
     def agree(self, what: str, facts: bytes) -> None:
         """RequestError on all ranks unless every one brings the same facts (of any length)."""
         if self.size == 1:

@@ -90,6 +90,7 @@ class Training:
             return self.at
         finally:
             self.folder.close()
+        self.ranks.wait()  # rank 0 writes the best, all read it
         if self.folder.best.exists():
             checkpoint.take(self.folder.best, self.student)
         return self.at
@@ -252,12 +253,13 @@ class Training:
         at, s = self.at, self.settings
         if s.budget is None or at.ended or len(self.pace.steps) < LEAST:
             return
-        left = s.budget - self.clock.spent()
-        if not at.planned and time.monotonic() - self._learning < WARM * s.budget:
+        spent, learning = self.ranks.told([self.clock.spent(), time.monotonic() - self._learning])
+        if not at.planned and learning < WARM * s.budget:
             return
         if not at.planned:
-            at.eval_every = s.eval_every or self.pace.eval_every(s.budget)
-        possible = at.step + self.pace.possible(left, at.eval_every if self.held_out else None)
+            at.eval_every = s.eval_every or int(self.ranks.told([self.pace.eval_every(s.budget)])[0])
+        more = self.pace.possible(s.budget - spent, at.eval_every if self.held_out else None)
+        possible = at.step + int(self.ranks.told([more])[0])
         if not at.planned:
             rise = max(at.step, min(at.schedule.warmup, possible // 10))
             at.schedule, at.planned = Schedule.over(s.schedule, possible, rise, s.floor, s.fall), True

@@ -22,7 +22,8 @@ from ..weights import Weights, expected_shapes
 from .sample import Example, Pair, Sample, Verdict
 
 FLOAT = 4  # bytes
-START = 24 << 20  # what the first step brings besides tensors: code of torch and MKL, their threads' buffers. Measured
+LINEAR = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+START = 32 << 20  # what the first step brings besides tensors: code of torch and MKL, their threads' buffers. Measured
 LARGE = 1 << 18  # bytes from which malloc asks the system for pages of their own, and gives them back at once
 STEPS = 64  # tokens: micro-batches are planned in multiples of it
 MOST = 8192  # tokens of a micro-batch: more of them are no faster
@@ -109,7 +110,7 @@ def predict(subject: Subject, load: Load, checkpointing: bool, process: int | No
         "gradients": FLOAT * trained,
         "optimiser": int(averages),
         "kept for the way back": kept,
-        "work": work + 2 * FLOAT * load.tokens * c.head_dim,  # and the tables of RoPE
+        "work": work + FLOAT * load.tokens * c.head_dim,  # and the tables of RoPE
     }
 
 
@@ -135,50 +136,48 @@ def _decoded(subject: Subject) -> int:
 
 def _on_the_way(subject: Subject, load: Load, checkpointing: bool) -> tuple[int, int]:
     """(what is kept for the way back, what else there is at the moment when the most is held)."""
-    c, end = subject.config, 3 * FLOAT * load.learnt * subject.config.dim  # last states, their norm, its gradient
-    last, every = _kept(subject, load.tokens, load.learnt, load.many), _kept(subject, load.tokens, load.tokens, load.many)
+    c, every, last = subject.config, _Layer(subject, load, load.tokens), _Layer(subject, load, load.learnt)
     logits = _logits(subject, load)
     if not checkpointing:
-        return (c.n_layers - 1) * every + last + end, max(logits, _back(subject, load.tokens, load.learnt))
-    inputs = (c.n_layers - 1) * FLOAT * load.tokens * c.dim
-    inner = every + _back(subject, load.tokens, load.tokens) if c.n_layers > 1 else 0
-    return inputs + end, max(logits, inner, last + _back(subject, load.tokens, load.learnt))
+        kept = (c.n_layers - 1) * every.kept + last.kept
+        return kept, max(logits, last.back)
+    inputs = c.n_layers * FLOAT * load.tokens * c.dim
+    again = max(layer.kept + layer.back for layer in ([every, last] if c.n_layers > 1 else [last]))
+    return inputs, max(logits, again - FLOAT * load.tokens * c.dim)
 
 
-def _kept(subject: Subject, rows: int, learnt: int, many: bool) -> int:
-    """What one layer keeps of a micro-batch; its feed-forward part sees `learnt` rows. The normed and gated inputs of
-    the products are not kept: they are made again."""
-    c = subject.config
-    queries, keys, rank = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim, subject.rank
-    inner = [rank if part in subject.targets and subject.method != "full" else 0
-             for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")]  # fmt: skip
-    attention = (
-        c.dim  # what came in
-        + queries + 2 * keys  # turned queries and keys, values
-        + queries * (2 if many else 1)  # what attention gives; several sequences are put together in a copy
-        + c.n_heads  # log of the sum of each query's weights
-        + sum(inner[:4])  # A x of the adapters
-    )  # fmt: skip
-    feed_forward = c.dim + 2 * c.hidden_dim + sum(inner[4:])  # the stream between, gate and up
-    return FLOAT * (rows * attention + learnt * feed_forward)
+class _Layer:
+    """Bytes that one layer keeps of a micro-batch, and what its way back takes besides. Its feed-forward part sees
+    `learnt` rows."""
 
-
-def _back(subject: Subject, rows: int, learnt: int) -> int:
-    """What a layer's way back holds at once, besides what is kept: in the gate, or in attention."""
-    c = subject.config
-    queries, keys = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    gate = learnt * (3 * c.hidden_dim + c.dim)  # gradients of the gated, of gate and of up; that of the stream
-    attention = rows * (3 * queries + 2 * keys + c.dim)
-    largest = max(_count(shape) for shape in expected_shapes(c).values()) if subject.method == "full" else 0
-    return FLOAT * (max(gate, attention) + largest)  # the gradient of a weight is made, then added
+    def __init__(self, subject: Subject, load: Load, learnt: int) -> None:
+        c = subject.config
+        queries, keys = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+        inner = [0 if subject.method == "full" or part not in subject.targets else subject.rank for part in LINEAR]
+        attention = (
+            c.dim  # what came in: its norm is made again
+            + queries + 2 * keys  # turned queries and keys, values
+            + queries * (2 if load.many else 1)  # what attention gives; several sequences are put together in a copy
+            + c.n_heads  # log of the sum of each query's weights
+            + sum(inner[:4])  # A x of the adapters
+        )  # fmt: skip
+        feed_forward = c.dim + 2 * c.hidden_dim + sum(inner[4:])  # the stream between, gate and up: the rest again
+        gate = 3 * c.hidden_dim + c.dim  # gradients of the gated, of gate and of up; that of the stream
+        attend = 2 * queries + 2 * keys + c.dim  # gradients of what attention gave, of q, k and v; of the stream
+        product = learnt * 2 * (c.hidden_dim + c.dim) + c.dim * c.hidden_dim  # and that of the weight, to be added
+        self.kept = FLOAT * (load.tokens * attention + learnt * feed_forward)
+        after = FLOAT * (load.tokens * attend - learnt * feed_forward)  # the feed-forward part's is gone by then
+        self.back = max(FLOAT * learnt * gate, after, FLOAT * product if subject.method == "full" else 0)
 
 
 def _logits(subject: Subject, load: Load) -> int:
-    """Logits of as many rows as are computed at once; where the output matrix learns, three times over."""
+    """Logits of as many rows as are computed at once (where the output matrix learns, three times over), beside the
+    last states, their norm and its gradient."""
     c = subject.config
     rows = min(load.learnt, max(1, entropy.LOGITS // c.vocab_size))
     learns = subject.method == "full" or "output" in subject.targets
-    return FLOAT * rows * (c.vocab_size * (3 if learns else 1) + c.dim)
+    weight = c.vocab_size * c.dim if subject.method == "full" else 0  # its gradient, to be added
+    return FLOAT * (rows * (c.vocab_size * (3 if learns else 1) + c.dim) + 3 * load.learnt * c.dim + weight)
 
 
 def _count(shape: Sequence[int]) -> int:
@@ -221,7 +220,8 @@ def plan(
     share = max(_learnt_share(example) for example in examples)
     least = -(-longest // STEPS) * STEPS
     top = max(least, min(MOST, step))
-    sizes = [micro] if micro is not None else list(range(top, least, -max(STEPS, (top - least) // 32))) + [least]
+    smaller = range(top, least, -max(STEPS, (top - least) // 32))
+    sizes = [*smaller, least] if micro is None else [micro]
     process = resident() if process is None else process
     for run_again in (False, True) if checkpointing is None else (checkpointing,):
         for tokens in sizes:
