@@ -148,7 +148,8 @@ def asked(way: Way, rows: Rows, length: Length, step: Each, seen: Seen) -> dict[
 
     given: dict[str, Any] = {}
     for group in (way, rows, length, step, seen):
-        given |= {f.name: value for f in fields(group) if (value := getattr(group, f.name)) not in (None, False)}
+        found = {f.name: getattr(group, f.name) for f in fields(group)}
+        given |= {name: value for name, value in found.items() if value is not None and value is not False}
     for name in ("out", "resume", "look", "json", "quiet"):
         given.pop(name, None)
     flags = ("from_scratch", "scratch", True), ("cut", "long", "cut"), ("no_eos", "append_eos", False)

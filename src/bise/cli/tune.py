@@ -84,8 +84,10 @@ def tune(
 
 def _need_torch() -> None:
     try:
-        import torch  # noqa: F401
+        from ..tune import job  # noqa: F401
     except ImportError as error:
+        if error.name != "torch":
+            raise
         raise UnsupportedError(f"tuning needs PyTorch ({error}): pip install 'bise[torch]'") from None
 
 
