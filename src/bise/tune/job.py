@@ -255,7 +255,7 @@ class _Teaching:
             self.watch.doing("answering held-out prompts")
             facts["samples"] = samples.answers(student, shown)
             self._write(facts)
-        closing = 1.5 * (time.monotonic() - began) + max(1.0, 0.02 * (settings.budget or 0.0))
+        closing = 1.5 * (time.monotonic() - began) + max(2.0, 0.02 * (settings.budget or 0.0))
         training = Training(
             student, lambda epoch: rows.train, settings, self.folder, held_out=held_out, ranks=self.ranks,
             objective=self._objective(student, weights, rows), watch=self.watch.news, wanted=self.wanted,

@@ -105,8 +105,8 @@ class Training:
             loss.backward()  # type: ignore[no-untyped-call]
         except torch.OutOfMemoryError:
             raise RequestError(
-                f"{sum(map(len, pack)):,} tokens at once, the longest row first, do not fit into the GPU's memory: lower "
-                "--micro or --max-length, or take --checkpointing on"
+                f"{sum(map(len, pack)):,} tokens at once, the longest row first, do not fit into the GPU's memory: "
+                "lower --micro or --max-length, or take --checkpointing on"
             ) from None
         finally:
             self.optimiser.zero()
