@@ -6,9 +6,9 @@
 
 time      how many times as many weights a second as llama.cpp (its ggml_quantize_chunk, shared out among as many
           threads), median of the rounds; above 1 bise is quicker
-error     ours / llama.cpp's: sum of squared errors without importance; with it, weighted by the importance of each column,
-          which is what errors of the layer's output come to. On normal, on heavy-tailed (Student's t, 4 degrees of freedom)
-          and, but for Q8_0, on trained matrices (puff's, whose own 8 bits are taken as exact)
+error     ours / llama.cpp's: the sum of squared errors; with importance, each times the importance of its column,
+          which is what errors of the layer's output come to. On normal, on heavy-tailed (Student's t, 4 degrees of
+          freedom) and, but for Q8_0, on trained matrices (puff's, whose own 8 bits are taken as exact)
 
 The importance is random (a squared exponential). Needs llama-cpp-python.
 """

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "bise"
 FLOORS = [
     {"errors"},
-    {"ops", "quant", "rounding", "packing", "_kernels"},
+    {"ops", "quant", "packing", "rounding", "_kernels"},
     {
         "config",
         "names",
@@ -45,13 +45,14 @@ FLOORS = [
         "scout",
         "draft",
         "blocks",
+        "request",
         "engine",
         "scheduler",
         "lora",
         "moments",
         "score",
     },
-    {"bench", "convert", "evaluate", "quantize", "tune"},
+    {"bench", "convert", "evaluate", "merge", "quantize", "tune"},
     {"completion", "session", "api", "server", "cli", "__main__"},
 ]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}

@@ -78,7 +78,7 @@ def test_strange_rows_come_back_near(name: str) -> None:
     assert not found[0, :256].any()
     few = 2 ** (ROUNDING[name].grid.high - ROUNDING[name].grid.low < 4)  # 2 bits: twice as far
     rough = np.abs(x).reshape(21, -1, 256).max(axis=2).repeat(256, axis=1)
-    assert (np.abs(found - x) <= 0.17 * few * rough + 1e-7).all()
+    assert (np.abs(found - x) <= 0.17 * few * rough + 4e-6).all()  # (float16 ends at 6e-8)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import panels
+from . import lora, panels
 from .blocks import Blocks
 from .cache import Cache, cache_bytes, whole
 from .chat import ChatFormat
@@ -56,6 +56,9 @@ class Model:
             self._check_vocabulary(draft)
         self._chat_format = ChatFormat.of(weights, self.maybe_tokenizer) if self.maybe_tokenizer else None
         self.parameters = panels.place(weights, ops, progress) if keep_packed else weights.place(ops, progress)
+        self.beside = lora.Adapters(ops, weights, self.parameters)
+        self.adapters: dict[str, lora.Placed] = {}  # by name
+        self.adapter: str | None = None  # whose adapter is used where a request does not say
         self._scratch: Session | None = None
 
     @property
@@ -85,11 +88,42 @@ class Model:
     def stop_ids(self) -> frozenset[int]:
         return self.maybe_tokenizer.stop_ids if self.maybe_tokenizer else frozenset()
 
-    def logits(self, ids: Sequence[int], tap: Tap | None = None) -> np.ndarray:
-        """(T,) ids -> (T, vocab_size) float32, every position; keys and values pass through the model's kv type."""
-        tokens = self._ids(ids)
-        batch = whole(self.ops, self.config, [len(tokens)], self.kv)
-        return self.ops.numpy(forward(self.ops, self.config, self.parameters, tokens, batch, tap))
+    def logits(self, ids: Sequence[int], tap: Tap | None = None, adapter: str | None = "") -> np.ndarray:
+        """(T,) ids -> (T, vocab_size) float32, every position; keys and values pass through the model's kv type.
+        adapter: as in Options."""
+        tokens, placed = self._ids(ids), self.placed(adapter)
+        n = len(tokens)
+        batch = whole(self.ops, self.config, [n], self.kv)
+        ops, weights = self.ops, self.parameters
+        if placed:
+            rows = [(slice(0, n), placed)]
+            ops, weights = self.beside.beside(rows, n, rows, n)
+        return self.ops.numpy(forward(ops, self.config, weights, tokens, batch, tap))
+
+    def add_adapter(self, path: str | Path, name: str | None = None, any_base: bool = False) -> str:
+        """Put an adapter (a PEFT folder, or a GGUF) beside the weights -> its name, for Options' `adapter`: the file's
+        own unless told otherwise. any_base: also one that was trained on other weights of these shapes."""
+        name = name or lora.named(path)
+        if name in self.adapters:
+            raise RequestError(f"adapter {name!r} is there already: remove it first, or give this one another name")
+        self.adapters[name] = self.beside.place(lora.read(path, self.weights, any_base), name)
+        return name
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter; its memory is free once no request uses it."""
+        del self.adapters[self._named(name)]
+        self.adapter = None if self.adapter == name else self.adapter
+
+    def placed(self, name: str | None = "") -> lora.Placed | None:
+        """The adapter of a request. "": the model's own choice; None: none. RequestError for one that is not here."""
+        name = self.adapter if name == "" else name
+        return None if name is None else self.adapters[self._named(name)]
+
+    def _named(self, name: str) -> str:
+        if name not in self.adapters:
+            known = ", ".join(map(repr, self.adapters)) or "none"
+            raise RequestError(f"adapter {name!r:.80} is not loaded; there is {known}: see add_adapter")
+        return name
 
     def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Iterator[str]:
         """Continue a text or ids; yields pieces of text, each valid UTF-8. `Options` lists what may be set."""
@@ -115,7 +149,8 @@ class Model:
         cache = Cache(self.ops, self.config, sequences, self.context, self.kv)
         scout = self.draft.scout(sequences, self) if self.draft else None
         blocks = Blocks(cache, reuse) if reuse else None
-        return Engine(self.ops, self.config, self.parameters, cache, lookup=self.lookup, scout=scout, blocks=blocks)
+        return Engine(self.ops, self.config, self.parameters, cache, lookup=self.lookup, scout=scout, blocks=blocks,
+                      adapters=self.beside)  # fmt: skip
 
     def scout(self, sequences: int, other: Model) -> Scout:
         """This model as the one that guesses for the `other`."""
@@ -162,7 +197,8 @@ class Model:
 def load(path: str | Path | None = None, *, window: int | str | None = None, context: int | None = None,
          kv: str = "f16", threads: int | None = None, backend: str = "cpu", device: str | None = None,
          lookup: bool = True, draft: str | Path | None = None, keep_packed: bool = False, isa: str = "",
-         progress: Callable[[int, int], None] | None = None) -> Model:  # fmt: skip
+         progress: Callable[[int, int], None] | None = None,
+         adapter: str | Path | Mapping[str, str | Path] | None = None, any_base: bool = False) -> Model:  # fmt: skip
     """Open a model and place it on a backend.
 
     path         a .gguf file (any part of a split one), a safetensors folder, a hub id, or None: the built-in model
@@ -177,6 +213,9 @@ def load(path: str | Path | None = None, *, window: int | str | None = None, con
                  or ~/.cache/bise: the next load maps that file (cpu backend only; `bise models remove` deletes it)
     isa          instruction set of the cpu backend: "avx512vnni", "avx2", "base"; "": the best that runs here
     progress     called with (bytes placed, bytes in all)
+    adapter      a PEFT folder or a GGUF adapter, used wherever a request does not say otherwise; or several, by the
+                 names that requests give
+    any_base     also adapters that were trained on other weights of the same shapes
     """
     weights = Weights.open(find(path))
     config = windowed(weights.config, window)
@@ -192,7 +231,13 @@ def load(path: str | Path | None = None, *, window: int | str | None = None, con
     if small is not None:
         _check_exact(ops)
         guesser = Model(small, small.config, ops, min(context, small.config.context), kv, lookup=False)
-    return Model(weights, config, ops, context, kv, lookup, progress, keep_packed, guesser)
+    several = adapter if isinstance(adapter, Mapping) else {lora.named(adapter): adapter} if adapter else {}
+    read = {name: lora.read(one, weights, any_base) for name, one in several.items()}
+    model = Model(weights, config, ops, context, kv, lookup, progress, keep_packed, guesser)
+    model.adapters = {name: model.beside.place(one, name) for name, one in read.items()}
+    if adapter and not isinstance(adapter, Mapping):
+        model.adapter = next(iter(model.adapters))
+    return model
 
 
 def plan(weights: Weights, config: Config, context: int, kv: str, draft: Weights | None = None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from .engine import Request
+from .request import Request
 
 
 class Options(TypedDict, total=False):
@@ -16,6 +16,7 @@ class Options(TypedDict, total=False):
     max_tokens: int  # 512 unless told otherwise; the end of the context ends a text too
     stop: Sequence[str]  # strings at which the text ends; they are not part of it
     ignore_eos: bool  # go on past the end-of-text token
+    adapter: str | None  # a name that `Model.add_adapter` gave; None: the base alone; "": the model's own choice
     progress: Callable[[int, int], None]  # called with (tokens read, tokens of the prompt) while it is read
 
     temperature: float  # 0, the default, always takes the likeliest token

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -14,10 +13,13 @@ from .cache import CHUNK, Cache
 from .config import Config
 from .draft import Draft
 from .errors import ContextError, RequestError
+from .lora import Adapters
+from .lora.placed import grouped
 from .model import Tap, forward
 from .ops import Array, Ops
 from .pace import Pace
-from .sampler import Sampler, logprob_of, top_logprobs
+from .request import Part, Request
+from .sampler import logprob_of, top_logprobs
 from .scout import Scout
 from .weights import Parameters
 
@@ -25,83 +27,19 @@ ROWS = 5  # tokens of one step that cost little more than one: the weights are r
 BESIDE = 16  # tokens of prompts that a step reads while others speak: it then takes at most twice as long (LOG.md)
 MANY = 4  # so many times that where so many times as many read as speak
 
-Likely = list[tuple[int, float]]  # ids and their logprobs, the likeliest first
-
-
-@dataclass(eq=False)
-class Request:
-    """One sequence to be continued. The engine fills what stands below the line."""
-
-    prompt: Sequence[int]
-    sampler: Sampler
-    max_tokens: int  # 0: the prompt is only read, for `score` or `embed`
-    stop_ids: frozenset[int] = frozenset()
-    sequence: int = 0  # which of the cache's sequences it lives in
-    salt: str = ""  # what others have read is used only under the same one
-    alternatives: int = 0  # so many of the likeliest tokens are noted at every place
-    score: int | None = None  # the prompt's own tokens are rated, and so many alternatives noted
-    embed: bool = False  # `hidden` is wanted
-    # ---
-    tokens: list[int] = field(default_factory=list)  # what was sampled, without the stop id
-    logprobs: list[float] = field(default_factory=list)
-    likely: list[Likely] = field(default_factory=list)  # of each token, its alternatives
-    scores: list[tuple[float, Likely]] = field(default_factory=list)  # of the prompt from its second token on
-    hidden: np.ndarray | None = None  # (dim,) float64: the sum of the prompt's last hidden states, normed
-    text: list[int] = field(default_factory=list)  # the prompt and what was sampled
-    read: int = 0  # tokens of the text that are in the cache
-    reused: int | None = None  # of the prompt, how many were there before; None: not begun
-    finish_reason: str | None = None  # "stop" | "length" | "error"
-    error: Exception | None = None
-    draft: Draft | None = None  # None: no guessing
-
-    def __post_init__(self) -> None:
-        self.text = list(self.prompt)
-
-    @property
-    def unread(self) -> int:
-        """1 for one that speaks: the token that was sampled last."""
-        return len(self.text) - self.read
-
-    @property
-    def speaks(self) -> bool:
-        return bool(self.tokens) and self.unread == 1
-
-    @property
-    def every_row(self) -> bool:
-        """Whether the model's output is wanted after each token of the prompt."""
-        return self.score is not None or self.embed
-
-    @property
-    def known(self) -> list[int]:
-        """What of the text need not be read where it is held already: not its last token, whose logits are wanted, and
-        nothing of a prompt all of whose rows are wanted."""
-        return [] if self.every_row else self.text[:-1]
-
-
-@dataclass
-class Part:
-    """What one step reads for a request: tokens that are certain, and guesses at what follows."""
-
-    request: Request
-    ids: list[int]
-    guesses: list[int]
-
-    @property
-    def wanted(self) -> int:
-        """The rows at its end whose logits are wanted."""
-        return len(self.ids) if self.request.every_row and not self.request.tokens else 1 + len(self.guesses)
-
 
 class Engine:
-    """The loop around the forward pass. A request's tokens do not depend on the others in the batch, nor on `lookup`
-    and `scout`: whether steps read guesses ahead, and whose (draft.py), nor on `blocks`: what was read before. That
-    holds to the bit on the cpu backend."""
+    """The loop around the forward pass. A request's tokens do not depend on the others in the batch and their adapters,
+    nor on `lookup` and `scout`: whether steps read guesses ahead, and whose (draft.py), nor on `blocks`: what was read
+    before. That holds to the bit on the cpu backend."""
 
     def __init__(
         self, ops: Ops, config: Config, weights: Parameters, cache: Cache, tap: Tap | None = None,
         lookup: bool = False, scout: Scout | None = None, blocks: Blocks | None = None,
+        adapters: Adapters | None = None,
     ) -> None:  # fmt: skip
-        self.ops, self.config, self.weights, self.cache = ops, config, weights, cache
+        """adapters: of the same weights on the same backend, for requests that name one."""
+        self.ops, self.config, self.weights, self.cache, self.adapters = ops, config, weights, cache, adapters
         self.tap, self.lookup, self.scout, self.blocks = tap, lookup, scout, blocks
         self.pace = scout.pace if scout else Pace()
         self._drafts: list[Draft | None] = [None for _ in cache.lengths]
@@ -179,6 +117,8 @@ class Engine:
         least = 0 if request.every_row else 1
         if request.max_tokens < least:
             raise RequestError(f"max_tokens is {request.max_tokens}, expected {least} or more")
+        if request.adapter is not None and self.adapters is None:
+            raise RequestError(f"adapter {request.adapter.name!r}: this engine has no adapters")
         outside = next((i for i in request.prompt if not 0 <= i < vocab), None)
         if outside is not None:
             raise RequestError(f"token id {outside} is outside the vocabulary of {vocab:,}")
@@ -215,7 +155,8 @@ class Engine:
         return True
 
     def _run(self, parts: Sequence[Part]) -> None:
-        sizes = [(p.request.sequence, len(p.ids) + len(p.guesses)) for p in parts]
+        parts = sorted(parts, key=lambda p: p.request.adapter.id if p.request.adapter else "")  # its rows lie together
+        sizes = [(p.request.sequence, p.size) for p in parts]
         self._keep_what_goes(sizes)
         batch = self.cache.batch(sizes)
         tokens = np.array([i for p in parts for i in p.ids + p.guesses], np.int32)
@@ -223,8 +164,9 @@ class Engine:
         batch.wanted = np.concatenate([np.arange(end - p.wanted, end) for end, p in zip(ends, parts, strict=True)])
         seen: list[Array] = []
         tap = partial(self._look, seen) if any(p.request.embed for p in parts) else self.tap
+        ops, weights = self._spoken(parts)
         started = time.perf_counter()
-        logits = self.ops.numpy(forward(self.ops, self.config, self.weights, tokens, batch, tap))
+        logits = self.ops.numpy(forward(ops, self.config, weights, tokens, batch, tap))
         if all(len(p.ids) == 1 for p in parts):
             self.pace.add(len(tokens), time.perf_counter() - started)
         self.cache.advance(batch)
@@ -235,6 +177,15 @@ class Engine:
             if part.request.embed:
                 self._add_hidden(part.request, seen[0][rows])
             self._take(part, logits[rows])
+
+    def _spoken(self, parts: Sequence[Part]) -> tuple[Ops, Parameters]:
+        """The verbs and weights of a step: the base's own, or with adapters beside them."""
+        placed = [p.request.adapter for p in parts]
+        if self.adapters is None or not any(placed):
+            return self.ops, self.weights
+        sizes, wanted = [p.size for p in parts], [p.wanted for p in parts]
+        rows, last = (grouped(zip(placed, counts, strict=True)) for counts in (sizes, wanted))
+        return self.adapters.beside(rows, sum(sizes), last, sum(wanted))
 
     def _keep_what_goes(self, sizes: Sequence[tuple[int, int]]) -> None:
         """Offer `blocks` what the next step's tokens will overwrite, a chunk at a time."""

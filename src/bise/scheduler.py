@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Iterator
 
 from .blocks import BLOCK
-from .engine import Engine, Request, common
+from .engine import Engine, common
 from .errors import BusyError
+from .request import Request
 
 SAID = 2  # a token that is said counts as much as so many that are read
 TURN = 256  # so much more than one who waits may a client have had before one of its requests is paused

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from . import gguf
 from .cache import Cache
 from .completion import Clock, Completion, Options
-from .engine import Request
 from .errors import FormatError, RequestError
+from .request import Request, adapter_of, salted
 from .sampler import Sampler, Sampling
 from .speech import Speech
 
@@ -115,7 +115,7 @@ class Session:
         engine = self._engine
         engine.cache.rewind(0, len(engine.history[0]))  # Ctrl-C may have come between the two growing
         said = {"tokens": self.tokens, "messages": self.messages, "marks": self._marks}
-        write(path, self.model, engine.cache, 0, engine.history[0], said)
+        write(path, self.model, engine.cache, 0, engine.history[0], said, adapter_of(engine.salts[0]))
 
     @classmethod
     def load(cls, path: str | Path, model: Model | None = None) -> Session:
@@ -130,6 +130,7 @@ class Session:
         session = cls(model)
         about = read(path, model, session._engine.cache, 0)
         session._engine.history[0] = about["held"]
+        session._engine.salts[0] = salted("", about["adapter"])
         session.tokens, session.messages, session._marks = about["tokens"], about["messages"], about["marks"]
         return session
 
@@ -154,13 +155,13 @@ class Session:
         progress = settings.pop("progress", None)
         stop = [*stop, *settings.pop("stop", ())]
         ends = frozenset() if settings.pop("ignore_eos", False) else model.stop_ids
-        limit = settings.pop("max_tokens", 512)
+        limit, adapter = settings.pop("max_tokens", 512), settings.pop("adapter", "")
         unknown = settings.keys() - {f.name for f in fields(Sampling)}
         if unknown:
             known = ", ".join(Options.__annotations__)
             raise RequestError(f"{sorted(unknown)[0]!r} is no option of generate; there are {known}")
         sampler = Sampler(Sampling(**settings), model.vocab_size)
-        request = Request(list(ids), sampler, limit, ends)
+        request = Request(list(ids), sampler, limit, ends, adapter=model.placed(adapter))
         self._engine.running.clear()  # a stream that nobody finished
         self._engine.submit(request)
         self.busy = True
@@ -209,13 +210,14 @@ class Session:
 
 
 def write(
-    path: str | Path, model: Model, cache: Cache, sequence: int, held: Sequence[int], said: Mapping[str, Any]
-) -> None:
+    path: str | Path, model: Model, cache: Cache, sequence: int, held: Sequence[int], said: Mapping[str, Any],
+    adapter: str = "",
+) -> None:  # fmt: skip
     """A session's file: what a sequence of the cache holds of the ids `held`, which may be less than all it has; and
-    what was said, "tokens", "messages" and "marks"."""
+    what was said, "tokens", "messages" and "marks". adapter: the id of the one that it was read with."""
     about = {
         "model": str(Path(model.path).resolve()), "fingerprint": model.weights.fingerprint, "kv": model.kv,
-        "window": model.config.sliding_window, "context": model.context, "held": held, **said,
+        "window": model.config.sliding_window, "context": model.context, "adapter": adapter, "held": held, **said,
     }  # fmt: skip
     keys = {"general.architecture": KIND, f"{KIND}.about": json.dumps(about)}
     gguf.write(path, keys, cache.save(sequence, len(held)))
@@ -235,7 +237,7 @@ def read(path: str | Path, model: Model, cache: Cache, sequence: int) -> dict[st
     if len(held) > model.context:
         raise FormatError(f"{path}: the session has {len(held):,} tokens, context is {model.context:,}: pass --context")
     cache.restore(sequence, len(held), file.tensors, str(path))
-    return about
+    return {"adapter": "", **about}
 
 
 def _about(path: str | Path, keys: Mapping[str, Any]) -> dict[str, Any]:

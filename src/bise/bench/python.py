@@ -10,8 +10,9 @@ import numpy as np
 
 from ..cache import Cache
 from ..config import Config
-from ..engine import Engine, Request
+from ..engine import Engine
 from ..ops import Ring
+from ..request import Request
 from ..sampler import Sampler, Sampling
 from ..weights import Layer, Parameters
 

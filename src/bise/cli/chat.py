@@ -13,7 +13,7 @@ import typer
 
 from ..errors import BiseError, RequestError
 from . import app
-from .options import ANSWER, FORMAT, MODEL, Ahead, Choosing, Loading, grouped, option, settle_format
+from .options import ANSWER, FORMAT, MODEL, Ahead, Beside, Choosing, Loading, grouped, option, settle_format
 
 if TYPE_CHECKING:
     from ..api import Model
@@ -50,6 +50,7 @@ def chat(
         help="0 always takes the likeliest token; 0.7, the default, varies; above 1 it rambles.")] = 0.7,
     choosing: Choosing,
     loading: Loading,
+    beside: Beside,
     ahead: Ahead,
 ) -> None:  # fmt: skip
     """Talk with a model.
@@ -61,7 +62,7 @@ def chat(
     listen(quiet)
     if sys.stdin.isatty():  # shells start background jobs with Ctrl-C ignored; at a terminal it has to count
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    loaded = loading.open(model, ahead)
+    loaded = loading.open(model, ahead, beside=beside)
     settle_format(loaded, format)
     options = choosing.options(loaded, temperature)
     options["max_tokens"] = loaded.context if max_tokens is None else max_tokens

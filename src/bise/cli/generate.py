@@ -12,7 +12,7 @@ import typer
 
 from ..errors import FormatError, RequestError
 from . import app
-from .options import ANSWER, FORMAT, MODEL, Ahead, Choosing, Loading, grouped, option, settle_format
+from .options import ANSWER, FORMAT, MODEL, Ahead, Beside, Choosing, Loading, grouped, option, settle_format
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -54,6 +54,7 @@ def generate(
         help="Print one JSON object: text, tokens, log-probabilities, counts, seconds, seed.")] = False,
     choosing: Choosing,
     loading: Loading,
+    beside: Beside,
     ahead: Ahead,
 ) -> None:  # fmt: skip
     """Continue a text.
@@ -67,7 +68,7 @@ def generate(
     if (system or format) and not chat:
         raise RequestError(f"{'--system' if system else '--format'} is for messages: add --chat")
     started = time.perf_counter()
-    loaded = loading.open(model, ahead)
+    loaded = loading.open(model, ahead, beside=beside)
     if chat:
         settle_format(loaded, format)
     options = choosing.options(loaded, temperature) | {"max_tokens": max_tokens}

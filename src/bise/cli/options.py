@@ -21,6 +21,7 @@ AHEAD = "Reading ahead: the same text, sooner"
 REPETITION, SURPRISE = "Against repetition", "More or less surprise"
 FORMAT = "How messages are written: Mistral's v1, v2 or v3. Default: as the model's files say; base models: v1."
 MODEL = "A .gguf file, a safetensors folder, or a hub id such as ORG/REPO:Q4_K_M. Default: the built-in model."
+ADAPTER = r"[\w][\w.-]{0,63}"  # its name
 BREAKERS = ("\n", ":", '"', "*")  # where DRY takes a text to begin anew
 
 
@@ -56,16 +57,17 @@ class Loading:
 
     # fmt: on
 
-    def open(self, path: Path | str | None, ahead: Ahead | None = None, isa: str = "") -> Model:
+    def open(self, path: Path | str | None, ahead: Ahead | None = None, isa: str = "",
+             beside: Beside | None = None) -> Model:  # fmt: skip
         """The model, with a bar on the terminal while its weights are placed. isa: as `bise.load` has it."""
         from ..api import find, load
         from .terminal import Bar
 
         with Bar("pulling", "bytes") as bar:
             found = find(path, bar)
-        told = self.told(ahead or Ahead())
+        told, beside = self.told(ahead or Ahead()), beside or Beside()
         with Bar("loading", "bytes") as bar:
-            return load(found, isa=isa, progress=bar, **told)
+            return load(found, isa=isa, progress=bar, adapter=beside.one(), any_base=beside.any_base, **told)
 
     def told(self, ahead: Ahead) -> dict[str, Any]:
         """What `bise.load` is told beside the path, in values that JSON knows; a draft model is pulled if need be."""
@@ -87,6 +89,41 @@ class Loading:
         if not re.fullmatch(r"[0-9]{1,9}", self.window):
             raise RequestError(f"--window is {self.window!r}, expected a number of tokens or none")
         return int(self.window)
+
+
+# fmt: off
+@dataclass
+class Beside:
+    """Adapters beside the model."""
+
+    adapter: Annotated[list[str] | None, option(LOADING, "--adapter", metavar="[NAME=]PATH",
+        help="An adapter (LoRA) that was trained on this model: a PEFT folder or a GGUF. A server takes several, each "
+             "by the name that requests give.")] = None
+    any_base: Annotated[bool, option(LOADING, "--any-base",
+        help="Take adapters that were trained on other weights of the same shapes, such as the same model before it "
+             "was quantised.")] = False
+
+    # fmt: on
+
+    def one(self) -> str | None:
+        """Where there can be only one."""
+        if self.adapter and len(self.adapter) > 1:
+            raise RequestError(f"--adapter is given {len(self.adapter)} times: one at a time (bise serve takes more)")
+        return next(iter(self.named().values()), None)
+
+    def named(self) -> dict[str, str]:
+        """By name: the file's own where none is given."""
+        from ..lora import named
+
+        found: dict[str, str] = {}
+        for text in self.adapter or []:
+            name, _, path = text.rpartition("=")
+            name = name or named(path)
+            if not re.fullmatch(ADAPTER, name) or name in found:
+                what = "there twice" if name in found else "expected letters, digits and . _ - only, at most 64"
+                raise RequestError(f"--adapter {text!r:.80}: the name {name!r:.60} is {what}")
+            found[name] = path
+        return found
 
 
 # fmt: off

@@ -11,7 +11,7 @@ import typer
 
 from ..errors import RequestError
 from . import app
-from .options import FORMAT, MODEL, Ahead, Loading, grouped, option
+from .options import FORMAT, MODEL, Ahead, Beside, Loading, grouped, option
 
 WHO, MANY = "Who may come in", "How many, and with how much memory"
 EXAMPLES = """[bold]Examples[/]
@@ -21,6 +21,8 @@ EXAMPLES = """[bold]Examples[/]
 [cyan]bise serve mistral-7b-instruct-v0.3.Q4_K_M.gguf --context 8192 --kv q8_0 --slots 8[/]
 
 [cyan]openssl rand -hex 24 > key && chmod 600 key && bise serve model.gguf --host 0.0.0.0 --key-file key[/]  for others
+
+[cyan]bise serve model.gguf --adapter law=tunes/law --adapter cook=cook.gguf[/]  a request's "model" says which
 
 [cyan]curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\\\[/]
 [cyan]  -d '{"messages": \\[{"role": "user", "content": "Tell me a story."}]}'[/]
@@ -65,7 +67,14 @@ def serve(
     reuse: Annotated[float | None, option(MANY, "--reuse", metavar="GIB",
         help="Memory for what was read before, so that a long conversation is not read again. Default: as much as two "
              "slots.")] = None,
+    adapters: Annotated[Path | None, option(MANY, "--adapters", metavar="FOLDER",
+        help="Adapters (PEFT folders, GGUF files) that POST /v1/adapters may load by name while it serves. "
+             "Default: none but those of --adapter.")] = None,
+    adapter_memory: Annotated[float | None, option(MANY, "--adapter-memory", metavar="GIB",
+        help="Memory for adapters; those unused for longest make room. Default: what --adapter names take, and 1 with "
+             "--adapters.")] = None,
     loading: Loading,
+    beside: Beside,
     ahead: Ahead,
 ) -> None:  # fmt: skip
     """Serve a model to programs that speak OpenAI's or Anthropic's API, and to people, at / in a browser.
@@ -78,12 +87,13 @@ def serve(
     from ..server import serve as run
     from .terminal import Bar, listen, note
 
-    _check(name, slots, queue, reuse, drain, loading.context)
+    _check(name, slots, queue, reuse, drain, loading.context, adapter_memory)
     listen(quiet)
     reused = None if reuse is None else int(reuse * (1 << 30))
     told = Serving(
         model, loading.told(ahead), name, format, host, port, slots, queue, reused, key_file, allow_host or [], data,
-        drain, quiet,
+        drain, quiet, beside.named(), adapters, None if adapter_memory is None else int(adapter_memory * (1 << 30)),
+        beside.any_base,
     )  # fmt: skip
     with Bar("loading", "bytes") as bar:
 
@@ -96,13 +106,14 @@ def serve(
 
 
 def _check(
-    name: str | None, slots: int | None, queue: int, reuse: float | None, drain: float, context: int | None
-) -> None:
+    name: str | None, slots: int | None, queue: int, reuse: float | None, drain: float, context: int | None,
+    adapter_memory: float | None,
+) -> None:  # fmt: skip
     if name is not None and not re.fullmatch(r"[\w./:@+-]{1,128}", name):
         raise RequestError(f"--name is {name!r:.60}, expected letters, digits and . / : @ + - _ only, at most 128")
     for option_name, value, least, most in (
         ("slots", slots, 1, 256), ("queue", queue, 0, 100_000), ("reuse", reuse, 0, 4096), ("drain", drain, 0, 86_400),
-        ("context", context, 1, 1 << 24),
+        ("context", context, 1, 1 << 24), ("adapter-memory", adapter_memory, 0, 4096),
     ):  # fmt: skip
         if value is not None and not least <= value <= most:
             raise RequestError(f"--{option_name} is {value:g}, expected {least} to {most:,}")

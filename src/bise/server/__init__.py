@@ -30,6 +30,10 @@ class Serving:
     data: Path | None = None  # where conversations and sessions lie
     drain: float = 30.0  # seconds that running requests have when it ends
     quiet: bool = False  # no line per request
+    adapters: dict[str, str] = field(default_factory=dict)  # paths by name, there from the start
+    folder: Path | None = None  # from which requests may have more loaded, by name
+    adapter_memory: int | None = None  # bytes of all adapters; None: of those from the start, 1 GiB with a folder
+    any_base: bool = False
 
 
 def serve(

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from . import faults
-from .api import chat, completions, embeddings, messages, models, responses, sessions, tokens
+from .api import adapters, chat, completions, embeddings, messages, models, responses, sessions, tokens
 from .api.kept import Responses
 from .gate import health
 from .page import conversations, files
@@ -19,7 +19,7 @@ from .page.store import Store
 if TYPE_CHECKING:
     from .desk import Desk
 
-ROUTERS = [models.router, completions.router, chat.router, responses.router, messages.router,
+ROUTERS = [models.router, adapters.router, completions.router, chat.router, responses.router, messages.router,
            embeddings.router, tokens.router, sessions.router, conversations.router, health.router]  # fmt: skip
 
 

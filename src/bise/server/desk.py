@@ -21,6 +21,7 @@ from ..errors import BiseError, BusyError, DownError, FormatError, RequestError
 from ..tokenizer import Tokenizer
 from ..weights import Weights
 from .plan import Plan, plan_memory
+from .shelved import Shelved
 from .wire import Ask, Inbox, News, frame, news_of, packed
 
 log = logging.getLogger("bise.server")
@@ -34,15 +35,22 @@ class Desk:
 
     def __init__(
         self, name: str, weights: Weights, config: Config, options: dict[str, Any], slots: int, queue: int, reuse: int,
+        shelf: Shelved | None = None,
     ) -> None:  # fmt: skip
-        """options: what `bise.load` is told, values that JSON knows. reuse: bytes for what the cache would forget."""
+        """options: what `bise.load` is told, values that JSON knows. reuse: bytes for what the cache would forget.
+        shelf: the adapters beside the model."""
         self.name, self.config, self.context = name, config, options.get("context") or config.context
         self.fingerprint = weights.fingerprint
         self._tokenizer = Tokenizer.of(weights)
         self.chat_format = ChatFormat.of(weights, self._tokenizer) if self._tokenizer else None
         self.slots, self.queue, self.reuse = slots, queue, reuse
         self.state, self.restarts, self.loaded = "loading", 0, (0, 1)
-        self._first = {"load": options, "slots": slots, "reuse": reuse}
+        shelf = shelf or Shelved()
+        self.folder = shelf.folder
+        self.adapters: dict[str, dict[str, Any]] = {name: {} for name in shelf.paths}  # by name, and what is said of it
+        self._paths = dict(shelf.paths)
+        self._first = {"load": options, "slots": slots, "reuse": reuse, "adapters": self._paths,
+                       "adapter_memory": shelf.limit, "any_base": shelf.any_base}  # fmt: skip
         self._listening: dict[int, Listening] = {}
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._ids = itertools.count(1)
@@ -56,7 +64,7 @@ class Desk:
     @staticmethod
     def open(
         path: str | Path | None, options: dict[str, Any], name: str | None = None, slots: int | None = None,
-        queue: int = 64, reuse: int | None = None, format: str | None = None,
+        queue: int = 64, reuse: int | None = None, format: str | None = None, shelf: Shelved | None = None,
     ) -> tuple[Desk, Plan]:  # fmt: skip
         """A desk for a model, and what memory it is going to take; nothing is loaded yet. options: window, context, kv,
         threads, backend, device, lookup, draft, keep_packed, isa, as `bise.load` has them. slots, reuse: plan.py.
@@ -66,9 +74,12 @@ class Desk:
         config = windowed(weights.config, options.get("window"))
         draft = None if options.get("draft") is None else Weights.open(find(options["draft"]))
         context, kv = options.get("context") or config.context, options.get("kv", "f16")
-        plan = plan_memory(weights, config, context, kv, draft, slots, reuse)
+        shelf = (shelf or Shelved()).checked(weights)
+        plan = plan_memory(weights, config, context, kv, draft, slots, reuse, adapters=shelf.limit or 0)
         options = {**options, "path": str(path)}
-        desk = Desk(name or path.stem, weights, config, options, plan.slots, queue, plan.reuse)
+        desk = Desk(name or path.stem, weights, config, options, plan.slots, queue, plan.reuse, shelf)
+        if desk.name in desk.adapters:
+            raise RequestError(f"an adapter is called {desk.name!r} like the model: give it another name, NAME=PATH")
         if format is not None:
             desk.chat_format = ChatFormat.named(format, desk.tokenizer)
         return desk, plan
@@ -144,6 +155,17 @@ class Desk:
             return dict(await answer)
         finally:
             self._calls.pop(id, None)
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """BiseError where it cannot be: what is wrong with it, or that there is no room."""
+        facts = await self.call("adapt", name=name, path=path)
+        self.adapters[name], self._paths[name] = facts, path
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget the name at once; requests that run with it go on."""
+        self.adapters.pop(name, None)
+        self._paths.pop(name, None)
+        await self.call("unload", name=name)
 
     def fail(self, line: str) -> None:
         """End every open ask with an error."""
@@ -228,6 +250,7 @@ class Desk:
                 progress(*self.loaded)
         elif "ready" in message:
             self.state = "ready"
+            self.adapters = {name: message["adapters"][name] for name in self._paths if name in message["adapters"]}
             if not ready.done():
                 ready.set_result(None)
         elif "fatal" in message:

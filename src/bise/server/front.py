@@ -27,6 +27,7 @@ from .gate.connection import Connection
 from .gate.health import Metrics
 from .gate.journal import Journal, Notes
 from .gate.keys import Keys, read_keys
+from .shelved import Shelved
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOOK = 0.5  # seconds between two looks at all connections
@@ -52,8 +53,9 @@ class Front:
             )
         self.most = ports.raise_files()
         self.desk, plan = Desk.open(
-            told.model, told.options, told.name, told.slots, told.queue, told.reuse, told.format
-        )
+            told.model, told.options, told.name, told.slots, told.queue, told.reuse, told.format,
+            Shelved(told.adapters, told.folder, told.adapter_memory, told.any_base),
+        )  # fmt: skip
         self.data = told.data or data_folder()
         self._claimed = ports.claim(self.data)
         self.socket = ports.listen(told.host, told.port)

@@ -34,13 +34,13 @@ class Plan:
 
 def plan_memory(
     weights: Weights, config: Config, context: int, kv: str, draft: Weights | None,
-    slots: int | None, reuse: int | None, free: int | None = None,
+    slots: int | None, reuse: int | None, free: int | None = None, adapters: int = 0,
 ) -> Plan:  # fmt: skip
     """slots None: as many as fit into half of what is free beside the weights, 1 to 8. reuse (bytes) None: two slots'
-    worth, as far as a quarter of the rest goes. free: bytes, by default what the system says.
+    worth, as far as a quarter of the rest goes. free: bytes, by default what the system says. adapters: bytes of them.
     RequestError where the memory of this machine is not enough."""
     free = free_bytes() if free is None else free
-    total, slot = weights.nbytes, cache_bytes(config, context, kv)
+    total, slot = weights.nbytes + adapters, cache_bytes(config, context, kv)
     if draft:
         total += draft.nbytes
         slot += cache_bytes(draft.config, min(context, draft.config.context), kv)
@@ -54,9 +54,10 @@ def plan_memory(
             f"weights {gib(total)}, {slots} slots of {gib(slot)} and {gib(reuse)} for reuse are {gib(needed)}, and "
             f"{gib(free)} are free: pass a smaller --context, --slots or --reuse, or --kv q8_0"
         )
+    beside = f", {gib(adapters)} for adapters" if adapters else ""
     line = (
         f"{plan(weights, config, context, kv, draft)}\n{slots} at once: {slots} x {gib(slot)}, and "
-        f"{gib(reuse)} for what was read before; {gib(needed)} in all, {gib(free)} are free"
+        f"{gib(reuse)} for what was read before{beside}; {gib(needed)} in all, {gib(free)} are free"
     )
     return Plan(total, slot, slots, reuse, line)
 

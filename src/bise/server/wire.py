@@ -33,6 +33,7 @@ class Ask:
     embed: bool = False  # the mean of the prompt's last hidden states is wanted
     client: str = ""  # whose share of the machine it takes
     salt: str = ""  # what has been read is shared only under the same salt
+    adapter: str = ""  # its name; "": the model alone
 
 
 @dataclass
@@ -60,7 +61,7 @@ class News:
     stop: str = ""  # the stop string that ended it, "" for the model's own end
     seconds: list[float] = field(default_factory=list)  # with finish: waiting, reading the prompt, speaking
     error: str = ""  # one line, with finish "error"
-    status: int = 0  # whose fault it was, as HTTP says it: 400 the ask's own, 500 ours, 503 it may go well another time
+    status: int = 0  # whose fault it was, as HTTP says it: 400 the ask's own, 429 no room now, 500 ours, 503 it may
 
 
 def frame(message: dict[str, Any]) -> bytes:

@@ -20,12 +20,15 @@ from typing import Any
 
 from .. import session
 from ..api import Model, load
-from ..engine import Engine, Request
+from ..engine import Engine
 from ..errors import BiseError, BusyError, RequestError
 from ..grammar import Grammar
+from ..lora import Placed
+from ..request import Request, adapter_of, salted
 from ..sampler import Sampler, Sampling
 from ..scheduler import Scheduler
 from ..speech import Speech
+from .shelf import Shelf
 from .wire import Ask, Inbox, News, frame, packed
 
 log = logging.getLogger("bise.server")
@@ -51,8 +54,10 @@ class Ticket:
 class Worker:
     """The model, its scheduler, and the tickets of all asks."""
 
-    def __init__(self, model: Model, slots: int, reuse: int, send: Callable[[dict[str, Any]], None]) -> None:
-        self.model, self.send = model, send
+    def __init__(
+        self, model: Model, slots: int, reuse: int, send: Callable[[dict[str, Any]], None], shelf: Shelf | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.send, self.shelf = model, send, shelf or Shelf(model, 0)
         self.engine: Engine = model.engine(slots, reuse)
         self.scheduler = Scheduler(self.engine)
         self.tickets: dict[int, Ticket] = {}
@@ -102,8 +107,15 @@ class Worker:
         ends = frozenset() if ask.ignore_eos else self.model.stop_ids
         return Request(
             ask.prompt, sampler, ask.max_tokens, ends, salt=ask.salt, alternatives=ask.alternatives or 0,
-            score=ask.score, embed=ask.embed,
+            score=ask.score, embed=ask.embed, adapter=self._adapter(ask.adapter),
         )  # fmt: skip
+
+    def _adapter(self, name: str) -> Placed | None:
+        return self.shelf.take(name, self._used()) if name else None
+
+    def _used(self) -> set[Placed]:
+        """The adapters of all that wait or run."""
+        return {t.request.adapter for t in self.tickets.values() if t.request.adapter}
 
     def _drop(self, ticket: Ticket) -> None:
         self.scheduler.cancel(ticket.request)
@@ -163,27 +175,41 @@ class Worker:
 
     def _call(self, id: int, what: str, details: dict[str, Any]) -> None:
         """Something asked of the engine itself, between two steps."""
-        calls = {"stats": self._stats, "save": self._save, "restore": self._restore}
+        calls = {
+            "stats": self._stats, "save": self._save, "restore": self._restore, "adapt": self._adapt,
+            "unload": self._unload,
+        }  # fmt: skip
         try:
             answer = calls[what](**details)  # type: ignore[operator]
             self.send({"answer": id, "of": answer})
         except (BiseError, OSError) as error:
             self.send({"answer": id, "error": str(error), "busy": isinstance(error, BusyError)})
 
-    def _save(self, path: str, ids: list[int], salt: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
-        """Write what has been read of `ids` to a session's file."""
+    def _adapt(self, name: str, path: str) -> dict[str, Any]:
+        return self.shelf.add(name, path, self._used())
+
+    def _unload(self, name: str) -> dict[str, Any]:
+        self.shelf.remove(name)
+        return {}
+
+    def _save(
+        self, path: str, ids: list[int], salt: str, messages: list[dict[str, Any]], adapter: str = ""
+    ) -> dict[str, Any]:
+        """Write what has been read of `ids`, with an adapter, to a session's file."""
+        placed = self._adapter(adapter)
+        salt = salted(salt, placed.id if placed else "")
         s, held = self.scheduler.find(ids, salt)
         if held == 0:
             raise RequestError("nothing of this conversation is held any more: send it once more, then save it")
         said = {"tokens": ids[:held], "messages": messages, "marks": []}
-        session.write(path, self.model, self.engine.cache, s, ids[:held], said)
+        session.write(path, self.model, self.engine.cache, s, ids[:held], said, adapter_of(salt))
         return {"tokens": held}
 
     def _restore(self, path: str, salt: str) -> dict[str, Any]:
         """Take up a session's file in a sequence that nobody uses."""
         s = self.scheduler.clear()
         about = session.read(path, self.model, self.engine.cache, s)
-        self.engine.history[s], self.engine.salts[s] = list(about["held"]), salt
+        self.engine.history[s], self.engine.salts[s] = list(about["held"]), salted(salt, about["adapter"])
         return {"tokens": len(about["held"])}
 
     def _stats(self) -> dict[str, Any]:
@@ -191,7 +217,8 @@ class Worker:
         return {
             "running": len(engine.running), "waiting": self.scheduler.waiting, "slots": len(engine.history),
             "held": [len(h) for h in engine.history], "cache_bytes": engine.cache.nbytes,
-            "reuse_bytes": engine.blocks.nbytes if engine.blocks else 0, "worker_resident_bytes": _resident_bytes(),
+            "reuse_bytes": engine.blocks.nbytes if engine.blocks else 0,
+            "adapter_bytes": self.shelf.nbytes(self._used()), "worker_resident_bytes": _resident_bytes(),
         }  # fmt: skip
 
 
@@ -205,6 +232,8 @@ def _resident_bytes() -> int:
 
 def _failure(error: Exception) -> News:
     """The end of an ask that went wrong: by its own fault, or by ours, which goes to the log."""
+    if isinstance(error, BusyError):
+        return News(finish="error", error=str(error), status=429)
     if isinstance(error, BiseError):
         return News(finish="error", error=str(error), status=400)
     if isinstance(error, MemoryError):
@@ -228,11 +257,13 @@ def main() -> None:
     try:
         try:
             model = load(**first["load"], progress=lambda done, all: send({"loading": [done, all]}))
-            worker = Worker(model, first["slots"], first["reuse"], send)
+            shelf = Shelf(model, first["adapter_memory"], first["any_base"])
+            worker = Worker(model, first["slots"], first["reuse"], send, shelf)
+            told = _shelved(shelf, first["adapters"])
         except (BiseError, MemoryError) as error:
             send({"fatal": str(error) or "not enough memory"})
             return
-        send({"ready": worker._stats()})
+        send({"ready": worker._stats(), "adapters": told})
         while True:
             for message in _receive(line, inbox, not worker.tickets):
                 worker.take(message)
@@ -240,6 +271,18 @@ def main() -> None:
                 worker.step()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+
+
+def _shelved(shelf: Shelf, paths: dict[str, str]) -> dict[str, Any]:
+    """Put the adapters there -> what there is to say of each. One that fails now did not when the server began: it is
+    left out, and the rest goes on."""
+    told = {}
+    for name, path in paths.items():
+        try:
+            told[name] = shelf.add(name, path)
+        except BiseError as error:
+            log.error("%s", error)
+    return told
 
 
 def _receive(line: socket.socket, inbox: Inbox, wait: bool) -> list[dict[str, Any]]:

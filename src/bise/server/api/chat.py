@@ -135,15 +135,14 @@ class ChatCompletion(BaseModel):
 async def chat(request: Request, body: ChatRequest) -> Response:
     """Reply to a conversation (OpenAI's chat completions API)."""
     desk = request.app.state.desk
-    models.check(desk, body.model)
-    wish = _wish(desk, body, replies.who(request, body.cache_salt))
+    wish = _wish(desk, body, replies.who(request, body.cache_salt, models.check(desk, body.model)))
     first = await replies.ask(desk, wish)
     asks = [replace(first, sampling=nth(first.sampling, i)) for i in range(body.choices)]
     answers = Answers(desk, asks)
     heard = [Reply(desk, wish, answer) for answer in answers.all]
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time()),
-        "model": desk.name, "system_fingerprint": f"bise-{desk.fingerprint[:12]}",
+        "model": body.model or desk.name, "system_fingerprint": f"bise-{desk.fingerprint[:12]}",
     }  # fmt: skip
     pieces = [Pieces(desk.tokenizer, start=first.start) if body.logprobs else None for _ in asks]
     if body.stream:

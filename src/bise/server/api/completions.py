@@ -97,7 +97,7 @@ class Work:
     def __post_init__(self) -> None:
         self.head = {
             "id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()),
-            "model": self.desk.name,
+            "model": self.body.model or self.desk.name,
         }  # fmt: skip
 
     def pieces(self) -> Pieces | None:
@@ -113,8 +113,7 @@ class Work:
 async def completions(request: Request, body: CompletionRequest) -> Response:
     """Continue texts (OpenAI's completions API)."""
     desk = request.app.state.desk
-    models.check(desk, body.model)
-    work = await _work(desk, body, replies.who(request, body.cache_salt))
+    work = await _work(desk, body, replies.who(request, body.cache_salt, models.check(desk, body.model)))
     answers = Answers(desk, work.asks)
     if body.stream:
         return Events(_stream(work, answers))
@@ -136,7 +135,7 @@ async def _work(desk: Desk, body: CompletionRequest, who: replies.Who) -> Work:
         Ask(
             prompt, replies.room(desk, prompt, most), nth(sampling, i), body.stops, _past_the_end(body, most),
             alternatives=body.logprobs, score=body.logprobs if body.echo else None, client=who.client,
-            salt=who.salt,
+            salt=who.salt, adapter=who.adapter,
         ) for prompt in prompts for i in range(body.choices)
     ]  # fmt: skip
     return Work(desk, body, [e for e in echoes for _ in range(body.choices)], asks)

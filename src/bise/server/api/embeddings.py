@@ -62,7 +62,7 @@ class Embeddings(BaseModel):
 async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
     """Texts as vectors (OpenAI's embeddings API)."""
     desk = request.app.state.desk
-    models.check(desk, body.model)
+    adapter = models.check(desk, body.model)
     if body.dimensions is not None:
         raise Fault(400, f"dimensions is refused: a vector here has {desk.config.dim} numbers", "dimensions")
     given = prompts_of(body.input, desk.vocab_size, "input", limits.INPUTS)
@@ -74,11 +74,19 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
         return [desk.tokenizer.encode(g, bos=True) if isinstance(g, str) else g for g in given]
 
     prompts = await aside(sum(map(len, given)), encoded)
-    who = replies.who(request, body.cache_salt)
-    asks = [Ask(p, replies.room(desk, p, 0), embed=True, client=who.client, salt=who.salt) for p in prompts]
+    who = replies.who(request, body.cache_salt, adapter)
+    asks = [
+        Ask(p, replies.room(desk, p, 0), embed=True, client=who.client, salt=who.salt, adapter=who.adapter)
+        for p in prompts
+    ]
     answers = await unless_gone(request.receive, Answers(desk, asks).whole())
     read = usage(answers)["prompt_tokens"]
-    head = {"object": "list", "model": desk.name, "usage": {"prompt_tokens": read, "total_tokens": read}, "data": []}
+    head: dict[str, Any] = {
+        "object": "list",
+        "model": body.model or desk.name,
+        "usage": {"prompt_tokens": read, "total_tokens": read},
+        "data": [],
+    }
     content = await aside(len(answers) * desk.config.dim, _written, head, answers, body.encoding_format)
     return Response(content, media_type="application/json")
 

@@ -87,13 +87,14 @@ class MessageObject(BaseModel):
 async def create(request: Request, body: MessagesRequest) -> Response:
     """Reply to a conversation (Anthropic's messages API)."""
     desk = request.app.state.desk
-    models.check(desk, body.model)
+    adapter = models.check(desk, body.model)
     wish = _wish(desk, body)
     wish.max_tokens, wish.stop = body.max_tokens, [*body.stops, *(body.stop_sequences or ())]
-    wish.who = replies.who(request, body.cache_salt)
+    wish.who = replies.who(request, body.cache_salt, adapter)
     answers = Answers(desk, [await replies.ask(desk, wish)])
     reply = Reply(desk, wish, answers.all[0])
-    head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": desk.name}
+    head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant",
+            "model": body.model or desk.name}  # fmt: skip
     if body.stream:
         return Events(_stream(head, answers, reply, wish))
     return JSONResponse(await unless_gone(request.receive, _whole(head, answers, reply, wish)))

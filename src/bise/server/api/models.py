@@ -1,4 +1,4 @@
-"""/v1/models: the one model that is served, and what it is."""
+"""/v1/models: the model that is served, what it is, and the adapters beside it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -37,6 +37,7 @@ class Card(BaseModel):
     object: str = "model"
     created: int
     owned_by: str = "bise"
+    parent: str | None = Field(None, description="Of an adapter: the model that it stands beside.")
     bise: Facts
 
 
@@ -78,28 +79,34 @@ def streamed(kind: type[BaseModel]) -> dict[str, Any]:
 
 @router.get("/v1/models", response_model=None, responses={200: {"model": Cards}, **refusals(401)})
 async def models(request: Request) -> JSONResponse:
-    """The models that are served: one."""
-    return JSONResponse({"object": "list", "data": [card(request.app.state.desk)]})
+    """What a request's `model` may say: the model, and its adapters."""
+    desk = request.app.state.desk
+    return JSONResponse({"object": "list", "data": [card(desk), *(card(desk, name) for name in desk.adapters)]})
 
 
 @router.get("/v1/models/{name:path}", response_model=None, responses={200: {"model": Card}, **refusals(401, 404)})
 async def model(request: Request, name: str) -> JSONResponse:
     """One model."""
     desk = request.app.state.desk
-    check(desk, name)
-    return JSONResponse(card(desk))
+    return JSONResponse(card(desk, check(desk, name)))
 
 
-def check(desk: Desk, name: str | None) -> None:
-    """Fault 404 for a model that is not served here. None: whichever is."""
-    if name is not None and name != desk.name:
-        raise Fault(404, f"model {name[:80]!r} is not served here, {desk.name!r} is", "model", "model_not_found")
+def check(desk: Desk, name: str | None) -> str:
+    """-> the adapter that a request's `model` means, "" for the model alone. Fault 404 for one that is not served here.
+    None: the model alone."""
+    if name is None or name == desk.name:
+        return ""
+    if name not in desk.adapters:
+        served = ", ".join(map(repr, (desk.name, *list(desk.adapters)[:8])))
+        what = f"{served} is" if not desk.adapters else f"{served} are"
+        raise Fault(404, f"model {name[:80]!r} is not served here, {what}", "model", "model_not_found")
+    return name
 
 
-def card(desk: Desk) -> dict[str, Any]:
-    config = desk.config
+def card(desk: Desk, adapter: str = "") -> dict[str, Any]:
+    config, parent = desk.config, {"parent": desk.name} if adapter else {}
     return {
-        "id": desk.name, "object": "model", "created": STARTED, "owned_by": "bise",
+        "id": adapter or desk.name, **parent, "object": "model", "created": STARTED, "owned_by": "bise",
         "bise": {
             "context": desk.context, "window": config.sliding_window, "version": config.version,
             "parameters": config.parameters, "vocabulary": desk.vocab_size, "fingerprint": desk.fingerprint,

@@ -27,10 +27,12 @@ _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 class Who(NamedTuple):
-    """Whose share of the machine a request takes, and under which salt it reads and leaves keys and values."""
+    """Whose share of the machine a request takes, under which salt it reads and leaves keys and values, and the adapter
+    that it wants."""
 
     client: str
     salt: str
+    adapter: str = ""
 
 
 NOBODY = Who("", "")
@@ -58,10 +60,10 @@ class Wish:
         return bool(self.tools) and self.tool_choice != "none"
 
 
-def who(request: Request, salt: str | None) -> Who:
+def who(request: Request, salt: str | None, adapter: str = "") -> Who:
     """What access.py found out; `salt`, the request's own, holds within its tenant's."""
     state = request.state
-    return Who(getattr(state, "client", ""), "\n".join(filter(None, (getattr(state, "salt", ""), salt))))
+    return Who(getattr(state, "client", ""), "\n".join(filter(None, (getattr(state, "salt", ""), salt))), adapter)
 
 
 async def ask(desk: Desk, wish: Wish) -> Ask:
@@ -78,7 +80,7 @@ async def ask(desk: Desk, wish: Wish) -> Ask:
     return Ask(
         prompt, room(desk, prompt, wish.max_tokens), wish.sampling, [*wish.stop, *chat.stop], wish.ignore_eos,
         start=not _continued(wish), alternatives=wish.alternatives, grammar=shape,
-        client=wish.who.client, salt=wish.who.salt,
+        client=wish.who.client, salt=wish.who.salt, adapter=wish.who.adapter,
     )  # fmt: skip
 
 

@@ -89,8 +89,7 @@ class Deleted(BaseModel):
 async def create(request: Request, body: ResponsesRequest) -> Response:
     """Reply to items (OpenAI's responses API)."""
     desk, kept = request.app.state.desk, request.app.state.responses
-    models.check(desk, body.model)
-    who = replies.who(request, body.cache_salt)
+    who = replies.who(request, body.cache_salt, models.check(desk, body.model))
     before: list[dict[str, Any]] = []
     if body.previous_response_id is not None:
         found = kept.get(who.client, body.previous_response_id)
@@ -187,7 +186,8 @@ def _head(desk: Desk, body: ResponsesRequest) -> dict[str, Any]:
         "id": f"resp_{uuid.uuid4().hex}", "object": "response", "created_at": int(time.time()), "status": "in_progress",
         "background": False, "completed_at": None, "error": None, "incomplete_details": None,
         "instructions": body.instructions, "max_output_tokens": body.max_output_tokens,
-        "max_tool_calls": body.max_tool_calls, "metadata": body.metadata or {}, "model": desk.name, "output": [],
+        "max_tool_calls": body.max_tool_calls, "metadata": body.metadata or {}, "output": [],
+        "model": body.model or desk.name,
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id, "reasoning": {"effort": None, "summary": None},
         "safety_identifier": body.safety_identifier, "service_tier": "default", "store": body.store is not False,

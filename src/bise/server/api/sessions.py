@@ -18,7 +18,7 @@ from ...api import gib
 from ...errors import RequestError
 from .. import limits
 from ..faults import Fault, refusals
-from . import replies
+from . import models, replies
 from .body import Route, Strict
 from .chat import Bare, Message
 from .prompts import prompts_of
@@ -37,6 +37,9 @@ class SaveRequest(Strict):
     name: Name = Field(description="Lower-case letters, digits, '.', '_' and '-'. A session of that name is replaced.")
     messages: Annotated[list[Message], Field(min_length=1, max_length=limits.MESSAGES)] | None = Field(
         None, description="The conversation as it stands, the last answer included ..."
+    )
+    model: Annotated[str, StringConstraints(max_length=limits.NAME)] | None = Field(
+        None, description="The adapter with which it was spoken; without it, none."
     )
     tools: Annotated[list[Bare], Field(max_length=limits.TOOLS)] | None = None
     prompt: Any = Field(None, description="... or a text or token ids, the continuation included.")
@@ -67,7 +70,8 @@ async def save(request: Request, body: SaveRequest) -> Response:
     ids = await anyio.to_thread.run_sync(_ids, desk, body)
     await anyio.to_thread.run_sync(_check_room, desk, folder, body.name)
     path, messages = folder / (body.name + ENDING), body.messages or []
-    answer = await desk.call("save", path=str(path), ids=ids, salt=request.state.salt, messages=messages)
+    answer = await desk.call("save", path=str(path), ids=ids, salt=request.state.salt, messages=messages,
+                             adapter=models.check(desk, body.model))  # fmt: skip
     return JSONResponse(_about(path) | answer)
 
 
