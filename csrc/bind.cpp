@@ -207,7 +207,6 @@ class Verbs {
 
     void embed(const std::string& name, nb::handle bytes, i64 rows, i64 cols, nb::handle ids, nb::handle out) const {
         const Type type = type_of(name);
-        if (!dequantises(type)) refuse("embed does not read type '" + name + "'");
         const Array data(bytes, "table", 'B'), tokens(ids, "tokens", 'i'), y(out, "out", 'f', true);
         const i64 block = block_columns(type), row = check_sizes(name, rows, cols, block, row_bytes(type, block));
         data.shape({rows * row});
@@ -220,8 +219,29 @@ class Verbs {
         }
         nb::gil_scoped_release free;
         for (i64 i = 0; i < tokens.size(0); i++) {
-            dequantise_row(type, data.as<uint8_t>() + tokens.as<int32_t>()[i] * row, cols, y.as<float>() + i * cols);
+            kernels_.dequantise(type, data.as<uint8_t>() + tokens.as<int32_t>()[i] * row, cols, y.as<float>() + i * cols);
         }
+    }
+
+    void dequantise(const std::string& name, nb::handle bytes, nb::handle out) const {
+        const Type type = type_of(name);
+        const Array data(bytes, "data", 'B'), y(out, "out", 'f', true);
+        const i64 rows = y.size(0), cols = y.size(1), block = block_columns(type);
+        y.shape({rows, cols});
+        data.shape({rows * check_sizes(name, rows, cols, block, row_bytes(type, block))});
+        nb::gil_scoped_release free;
+        bise::dequantise(kernels_, *pool_, type, data.as<uint8_t>(), rows, cols, y.as<float>());
+    }
+
+    void look_up(nb::handle numbers, nb::handle codes, nb::handle largest, nb::handle out) const {
+        const Array levels(numbers, "levels", 'f'), p(codes, "codes", 'B'), scales(largest, "scales", 'f'),
+            y(out, "out", 'f', true);
+        const i64 blocks = scales.size(0), cols = y.size(1);
+        if (cols < 64 || cols % 64) refuse("out has " + std::to_string(cols) + " columns, expected a multiple of 64");
+        levels.shape({16}), scales.shape({blocks}), p.shape({32 * blocks}), y.shape({blocks / (cols / 64), cols});
+        require(blocks % (cols / 64) == 0, "scales are not one for each block of 64");
+        nb::gil_scoped_release free;
+        bise::look_up(kernels_, *pool_, levels.as<float>(), p.as<uint8_t>(), scales.as<float>(), blocks, y.as<float>());
     }
 
     void linear(nb::handle input, nb::tuple weights, nb::tuple outs) const {
@@ -261,12 +281,30 @@ class Verbs {
         bise::rope(kernels_, *pool_, x.as<float>(), cos.as<float>(), sin.as<float>(), T, n / (2 * half), half);
     }
 
-    void swiglu(nb::handle gates, nb::handle ups) const {
-        const Array gate(gates, "gate", 'f', true), up(ups, "up", 'f');
-        const i64 T = gate.size(0), n = gate.size(1);
-        gate.shape({T, n}), up.shape({T, n});
+    void rms_norm_back(nb::handle input, nb::handle weight, float eps, nb::handle change, nb::handle out) const {
+        const Array x(input, "x", 'f'), w(weight, "w", 'f'), dy(change, "dy", 'f'), dx(out, "dx", 'f', true);
+        const i64 T = x.size(0), n = x.size(1);
+        x.shape({T, n}), w.shape({n}), dy.shape({T, n}), dx.shape({T, n});
         nb::gil_scoped_release free;
-        bise::swiglu(kernels_, *pool_, gate.as<float>(), up.as<float>(), T * n);
+        bise::rms_norm_back(kernels_, *pool_, x.as<float>(), w.as<float>(), eps, T, n, dy.as<float>(), dx.as<float>());
+    }
+
+    void swiglu(nb::handle gates, nb::handle ups, nb::handle out) const {
+        const Array gate(gates, "gate", 'f'), up(ups, "up", 'f'), y(out, "out", 'f', true);
+        const i64 T = gate.size(0), n = gate.size(1);
+        gate.shape({T, n}), up.shape({T, n}), y.shape({T, n});
+        nb::gil_scoped_release free;
+        bise::swiglu(kernels_, *pool_, gate.as<float>(), up.as<float>(), T * n, y.as<float>());
+    }
+
+    void swiglu_back(nb::handle gates, nb::handle ups, nb::handle change, nb::handle gates_out, nb::handle ups_out) const {
+        const Array gate(gates, "gate", 'f'), up(ups, "up", 'f'), dy(change, "dy", 'f');
+        const Array dgate(gates_out, "dgate", 'f', true), dup(ups_out, "dup", 'f', true);
+        const i64 T = gate.size(0), n = gate.size(1);
+        for (const Array* a : {&gate, &up, &dy, &dgate, &dup}) a->shape({T, n});
+        nb::gil_scoped_release free;
+        bise::swiglu_back(kernels_, *pool_, gate.as<float>(), up.as<float>(), dy.as<float>(), T * n, dgate.as<float>(),
+                          dup.as<float>());
     }
 
     void store(nb::handle rk, nb::handle rv, nb::handle rks, nb::handle rvs, nb::handle where, nb::handle ks,
@@ -378,10 +416,14 @@ NB_MODULE(_kernels, m) {
         .def("embed", &Verbs::embed, nb::arg("type"), array("table"), nb::arg("rows"), nb::arg("cols"), array("tokens"),
              array("out"))
         .def("quantise", &Verbs::quantise, nb::arg("type"), array("values"), array("importance"), array("out"))
+        .def("dequantise", &Verbs::dequantise, nb::arg("type"), array("data"), array("out"))
+        .def("look_up", &Verbs::look_up, array("levels"), array("codes"), array("scales"), array("out"))
         .def("linear", &Verbs::linear, array("x"), nb::arg("ws"), nb::arg("outs"))
         .def("rms_norm", &Verbs::rms_norm, array("x"), array("w"), nb::arg("eps"), array("out"))
         .def("rope", &Verbs::rope, array("x"), array("cos"), array("sin"))
-        .def("swiglu", &Verbs::swiglu, array("gate"), array("up"))
+        .def("swiglu", &Verbs::swiglu, array("gate"), array("up"), array("out"))
+        .def("rms_norm_back", &Verbs::rms_norm_back, array("x"), array("w"), nb::arg("eps"), array("dy"), array("dx"))
+        .def("swiglu_back", &Verbs::swiglu_back, array("gate"), array("up"), array("dy"), array("dgate"), array("dup"))
         .def("store", &Verbs::store, array("k"), array("v"), array("k_scale"), array("v_scale"), array("spans"), array("new_k"),
              array("new_v"))
         .def("attend", &Verbs::attend, array("q"), array("k"), array("v"), array("k_scale"), array("v_scale"), array("spans"),

@@ -10,6 +10,7 @@
 
 #include "half.h"
 #include "pack.h"
+#include "round.h"
 #include "run.h"
 
 using namespace bise;
@@ -86,7 +87,7 @@ std::vector<uint8_t> file_rows(Type type, i64 rows, i64 cols) {
     return file;
 }
 
-// column k of a block, for the types that dequantise_row has not: the layouts of pack.cpp, one number at a time
+// column k of a block: the layouts of pack.cpp, one number at a time
 float column(Type type, const uint8_t* p, int k) {
     constexpr float iq4[] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
     const auto half = [&](int at) { return from_f16(read<uint16_t>(p + at)); };
@@ -94,7 +95,23 @@ float column(Type type, const uint8_t* p, int k) {
     const auto four = [&](int at) { return bits(at + k % 16, k % 32 / 16 * 4, 4); };
     const auto two = [&](int at) { return bits(at + k / 128 * 32 + k % 32, k % 128 / 32 * 2, 2); };
     const auto five = [&](int at) { return four(at + 4) | bits(at + k / 8, k % 8, 1) << 4; };
-    const int s = k / 16;
+    const int s = k / 16, g = k / 32;
+    if (type == Type::F32) return read<float>(p);
+    if (type == Type::BF16) return from_bf16(read<uint16_t>(p));
+    if (type == Type::F16) return half(0);
+    if (type == Type::Q8_0) return half(0) * static_cast<int8_t>(p[2 + k]);
+    if (type == Type::Q4_0) return half(0) * (four(2) - 8);
+    if (type == Type::Q4_K || type == Type::Q5_K) {
+        const int at = type == Type::Q4_K ? 16 : 48, top = type == Type::Q5_K ? bits(16 + k % 32, g, 1) << 4 : 0;
+        const int scale = g < 4 ? bits(4 + g, 0, 6) : bits(8 + g, 0, 4) | bits(g, 6, 2) << 4;
+        const int minimum = g < 4 ? bits(8 + g, 0, 6) : bits(8 + g, 4, 4) | bits(4 + g, 6, 2) << 4;
+        return half(0) * scale * (bits(at + g / 2 * 32 + k % 32, g % 2 * 4, 4) | top) - half(2) * minimum;
+    }
+    if (type == Type::Q6_K) {
+        const int h = k / 128, low = bits(64 * h + k % 64, k % 128 / 64 * 4, 4);
+        const int q = low | bits(128 + 32 * h + k % 32, k % 128 / 32 * 2, 2) << 4;
+        return half(208) * static_cast<int8_t>(p[192 + s]) * (q - 32);
+    }
     if (type == Type::Q4_1) return half(0) * four(4) + half(2);
     if (type == Type::Q5_0) return half(0) * (five(2) - 16);
     if (type == Type::Q5_1) return half(0) * five(4) + half(2);
@@ -111,8 +128,7 @@ Floats plain_rows(Type type, const uint8_t* p, i64 rows, i64 cols) {
     Floats plain(static_cast<size_t>(rows * cols));
     const i64 step = block_columns(type);
     for (i64 i = 0; i < rows * cols; i += step, p += row_bytes(type, step)) {
-        if (dequantises(type)) dequantise_row(type, p, step, plain.data() + i);
-        for (int k = 0; k < step && !dequantises(type); k++) plain.data()[i + k] = column(type, p, k);
+        for (int k = 0; k < step; k++) plain.data()[i + k] = column(type, p, k);
     }
     return plain;
 }
@@ -195,7 +211,7 @@ void check_small(i64 T, i64 n) {
     check("swiglu " + shape, silu, [&](const Kernels& k) {
         Floats gate(x), up(x.rbegin(), x.rend());
         for (float& value : gate) value *= 40;
-        swiglu(k, pool, gate.data(), up.data(), T * n);
+        swiglu(k, pool, gate.data(), up.data(), T * n, gate.data());
         return gate;
     });
     const Floats v = numbers(2 * T * n);  // one head of n pairs; x and w stand for cosines and sines
@@ -274,6 +290,22 @@ void check_attend(Kv kv, i64 D, i64 R, i64 window) {
     }
 }
 
+// the same blocks from every set, on any machine; the first of them come back near what they were made of
+void check_round(Type type, i64 rows, i64 cols, const float* importance) {
+    const Floats x = numbers(rows * cols);
+    const i64 row = row_bytes(type, cols);
+    std::vector<uint8_t> base(static_cast<size_t>(rows * row)), mine(base.size());
+    round_rows(kernels_base, pool, type, x.data(), rows, cols, importance, base.data());
+    for (const Kernels* k : kernels_here()) {
+        round_rows(*k, pool, type, x.data(), rows, cols, importance, mine.data());
+        same("round to type " + std::to_string(static_cast<int>(type)), *k, mine.data(), base.data(), base.size());
+    }
+    if (!dequantises(type)) return;
+    Floats back(static_cast<size_t>(cols));
+    dequantise_row(type, base.data(), cols, back.data());
+    near("round", kernels_base, back, Doubles(x.begin(), x.begin() + cols), 0.15);
+}
+
 }  // namespace
 
 int main(int count, char** names) {
@@ -288,6 +320,12 @@ int main(int count, char** names) {
         for (i64 rows : {1, 51})
             for (i64 cols : {step, 3 * step, (517 + step) / step * step}) check_linear(static_cast<Type>(type), rows, cols);
     }
+    const Floats importance(768, 2.0f);
+    for (int type = 0; type < kTypes; type++)
+        if (rounds(static_cast<Type>(type)))
+            for (i64 rows : {1, 21})
+                for (const float* weights : {static_cast<const float*>(nullptr), importance.data()})
+                    check_round(static_cast<Type>(type), rows, 768, weights);
     for (i64 n : {1, 5, 16, 37, 300}) check_small(3, n);
     for (Kv kv : {Kv::F32, Kv::F16, Kv::Q8_0})
         for (i64 D : {5, 16, 32, 50, 64, 128})

@@ -4,13 +4,17 @@
 
 namespace bise::BISE_ISA {
 
+void dequantise(Type type, const uint8_t* p, i64 n, float* y);
+void look_up(const float* levels, const uint8_t* p, const float* scales, i64 blocks, float* y);
 void quantise256(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act256* out);
 void quantise32(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act32* out);
 void linear_quants(const Matrix& w, const void* x, i64 T, i64 p0, i64 p1, float* y);
 void linear_floats(const Matrix& w, const void* x, i64 T, i64 p0, i64 p1, float* y);
 void rms_norm(const float* x, const float* w, float eps, i64 n, i64 t0, i64 t1, float* y);
 void rope(float* x, const float* cos, const float* sin, i64 heads, i64 half, i64 t0, i64 t1);
-void swiglu(float* gate, const float* up, i64 n);
+void swiglu(const float* gate, const float* up, i64 n, float* y);
+void rms_norm_back(const float* x, const float* w, float eps, i64 n, i64 t0, i64 t1, const float* dy, float* dx);
+void swiglu_back(const float* gate, const float* up, const float* dy, i64 n, float* dgate, float* dup);
 void store_ring(const RingView& ring, const Span& span, i64 i0, i64 i1, const float* k, const float* v);
 void attend(const RingView& ring, const Queries& unit, i64 R, i64 window, const float* q, float* out, void* scratch);
 

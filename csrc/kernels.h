@@ -84,6 +84,11 @@ struct Queries {
 struct Kernels {
     const char* name;
 
+    // n numbers as the file stores them, whole blocks of any type -> float32, the operations of quant.py
+    void (*dequantise)(Type type, const uint8_t* p, i64 n, float* y);
+    // blocks of 64 numbers, 4 bits each (low halves of 32 bytes, then high ones) -> the scale times one of 16 levels
+    void (*look_up)(const float* levels, const uint8_t* p, const float* scales, i64 blocks, float* y);
+
     // x (T, cols), tokens [t0, t1) -> blocks [block][padded(T)]; rows are padded with zeros
     void (*quantise256)(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act256* out);
     void (*quantise32)(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act32* out);
@@ -92,7 +97,10 @@ struct Kernels {
 
     void (*rms_norm)(const float* x, const float* w, float eps, i64 n, i64 t0, i64 t1, float* y);
     void (*rope)(float* x, const float* cos, const float* sin, i64 heads, i64 half, i64 t0, i64 t1);
-    void (*swiglu)(float* gate, const float* up, i64 n);
+    void (*swiglu)(const float* gate, const float* up, i64 n, float* y);
+    // the same two backwards: from dy, and what went in, to its gradient (that of w is not wanted)
+    void (*rms_norm_back)(const float* x, const float* w, float eps, i64 n, i64 t0, i64 t1, const float* dy, float* dx);
+    void (*swiglu_back)(const float* gate, const float* up, const float* dy, i64 n, float* dgate, float* dup);
 
     // k, v (T, G*D): rows [i0, i1) of one span go to their slots
     void (*store)(const RingView& ring, const Span& span, i64 i0, i64 i1, const float* k, const float* v);

@@ -1,4 +1,4 @@
-// From the bytes of a file to panels of 16 rows, and single rows to float32. Compiled once, for any machine.
+// From the bytes of a file to panels of 16 rows,. Compiled once, for any machine.
 #pragma once
 #include "kernels.h"
 #include "pool.h"
@@ -14,9 +14,5 @@ i64 block_columns(Type type);
 
 // Fills w.data from `rows` x row_bytes. Returns the first row with a scale (or a float) that is NaN or infinite, or kSound.
 i64 pack(Pool& pool, const uint8_t* file, Matrix& w);
-
-// One row to float32, the same float operations as the specification in quant.py; of the types that `dequantises` names.
-bool dequantises(Type type);
-void dequantise_row(Type type, const uint8_t* row, i64 cols, float* out);
 
 }  // namespace bise

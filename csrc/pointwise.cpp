@@ -72,13 +72,45 @@ void rope(float* x, const float* cos, const float* sin, i64 heads, i64 half, i64
     }
 }
 
-void swiglu(float* gate, const float* up, i64 n) {
+// with r = 1 / sqrt(mean(x^2) + eps):   dx = r (w dy) - x r^3 mean(x w dy)
+void rms_norm_back(const float* x, const float* w, float eps, i64 n, i64 t0, i64 t1, const float* dy, float* dx) {
+    x += t0 * n, dy += t0 * n, dx += t0 * n;
+    for (i64 t = t0; t < t1; t++, x += n, dy += n, dx += n) {
+        F squares = zero(), along = zero();
+        for (i64 i = 0; i < n; i += 16) {
+            const int m = static_cast<int>(n - i < 16 ? n - i : 16);
+            const F v = load_n(x + i, m);
+            squares = fma(v, v, squares);
+            along = fma(v, mul(load_n(w + i, m), load_n(dy + i, m)), along);
+        }
+        const float size = static_cast<float>(n), r = 1.0f / __builtin_sqrtf(sum(squares) / size + eps);
+        const F factor = set1(r), back = set1(-r * r * r * (sum(along) / size));
+        for (i64 i = 0; i < n; i += 16) {
+            const int m = static_cast<int>(n - i < 16 ? n - i : 16);
+            store_n(dx + i, fma(back, load_n(x + i, m), mul(factor, mul(load_n(w + i, m), load_n(dy + i, m)))), m);
+        }
+    }
+}
+
+void swiglu(const float* gate, const float* up, i64 n, float* y) {
     const F one = set1(1.0f);
     const auto silu_times = [&](F g, F u) { return mul(div(g, add(one, exp(sub(zero(), g)))), u); };
     i64 i = 0;
-    for (; i + 16 <= n; i += 16) store(gate + i, silu_times(load(gate + i), load(up + i)));
+    for (; i + 16 <= n; i += 16) store(y + i, silu_times(load(gate + i), load(up + i)));
     const int rest = static_cast<int>(n - i);
-    if (rest) store_n(gate + i, silu_times(load_n(gate + i, rest), load_n(up + i, rest)), rest);
+    if (rest) store_n(y + i, silu_times(load_n(gate + i, rest), load_n(up + i, rest)), rest);
+}
+
+// with s = 1 / (1 + exp(-gate)):   dup = dy gate s   dgate = dy up s (1 + gate (1 - s))
+void swiglu_back(const float* gate, const float* up, const float* dy, i64 n, float* dgate, float* dup) {
+    const F one = set1(1.0f);
+    for (i64 i = 0; i < n; i += 16) {
+        const int m = static_cast<int>(n - i < 16 ? n - i : 16);
+        const F g = load_n(gate + i, m), d = load_n(dy + i, m), s = div(one, add(one, exp(sub(zero(), g))));
+        const F slope = mul(s, fma(g, sub(one, s), one));
+        store_n(dup + i, mul(d, mul(g, s)), m);
+        store_n(dgate + i, mul(mul(d, load_n(up + i, m)), slope), m);
+    }
 }
 
 void store_ring(const RingView& ring, const Span& span, i64 i0, i64 i1, const float* k, const float* v) {

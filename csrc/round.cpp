@@ -29,7 +29,7 @@ BISE_INLINE F load_strip(const float* x, i64 cols, int rows, i64 k, int n, Strip
     return sick;
 }
 
-// How much an error counts: the importance of its column, more where the value is large against those around it.
+// How much an error counts: the importance of its column.
 BISE_INLINE void weigh(const float* importance, int n, Strip& s) {
     if (!importance) {
         for (int i = 0; i < n; i++) s.w[i] = set1(1.0f);
@@ -38,31 +38,21 @@ BISE_INLINE void weigh(const float* importance, int n, Strip& s) {
     for (int i = 0; i < n; i++) s.w[i] = set1(importance[i]);
 }
 
-// levels at which the value of largest magnitude is tried: around either end
-constexpr float kTargets8[] = {-128, -127.5f, -127, -126.5f, 126.5f, 127, 127.5f};
-constexpr float kTargets6[] = {-33.75f, -33, -32.25f, -31.5f, -30.75f, -30, 30, 30.75f, 31.5f, 32.25f, 33, 33.75f};
-constexpr float kTargets5[] = {-17.25f, -16.5f, -15.75f, -15, 15, 15.75f, 16.5f, 17.25f};
-constexpr float kTargets4[] = {-9, -8.5f, -8, -7.5f, -7, 6.5f, 7, 7.5f, 8};
-constexpr float kTargets3[] = {-5, -4.5f, -4, -3.5f, -3, 2.5f, 3, 3.5f, 4};
-constexpr float kTableTargets[] = {-138, -130, -122, -114, -106, 98, 106, 114, 122, 130};
-constexpr float kTargetsTo63[] = {61.5f, 62, 62.5f, 63, 63.5f}, kTargetsTo15[] = {14, 14.5f, 15, 15.5f};
-
-template <int n>
-constexpr Targets targets(const float (&at)[n]) {
-    return {at, n};
-}
+constexpr Targets kTo128 = {120, 128, 1}, kTo32 = {24, 34, 1}, kTo16 = {13, 17, 0.5f}, kTo8 = {6, 9, 0.5f},
+                  kTo4 = {2.5f, 5, 0.5f};
+constexpr Targets kToTable = {98, 138, 8}, kTo63 = {61.5f, 63.5f, 0.5f}, kTo15 = {14, 15.5f, 0.5f};
 
 // one block of 32
 __attribute__((noinline)) void search32(Type type, const Strip& s, Rounded& out) {
     switch (type) {
         case Type::Q8_0:
-            return round_single<Linear<-128, 127>, 32>(s.x, s.w, targets(kTargets8), out);
+            return round_single<Linear<-128, 127>, 32>(s.x, s.w, kTo128, out);
         case Type::Q5_0:
-            return round_single<Linear<-16, 15>, 32>(s.x, s.w, targets(kTargets5), out);
+            return round_single<Linear<-16, 15>, 32>(s.x, s.w, kTo16, out);
         case Type::Q4_0:
-            return round_single<Linear<-8, 7>, 32>(s.x, s.w, targets(kTargets4), out);
+            return round_single<Linear<-8, 7>, 32>(s.x, s.w, kTo8, out);
         case Type::IQ4_NL:
-            return round_single<Table, 32>(s.x, s.w, targets(kTableTargets), out);
+            return round_single<Table, 32>(s.x, s.w, kToTable, out);
         case Type::Q5_1:
             return round_line<31, 32>(s.x, s.w, out);
         case Type::Q4_1:
@@ -75,18 +65,17 @@ __attribute__((noinline)) void search32(Type type, const Strip& s, Rounded& out)
 __attribute__((noinline)) void search256(Type type, const Strip& s, Rounded& out) {
     switch (type) {
         case Type::Q6_K:
-            return round_nested<Linear<-32, 31>, Linear<-128, 127>, 16, 16>(s.x, s.w, targets(kTargets6), targets(kTargets8),
-                                                                           out);
+            return round_nested<Linear<-32, 31>, Linear<-128, 127>, 16, 16>(s.x, s.w, kTo32, kTo128, out);
         case Type::Q3_K:
-            return round_nested<Linear<-4, 3>, Linear<-32, 31>, 16, 16>(s.x, s.w, targets(kTargets3), targets(kTargets6), out);
+            return round_nested<Linear<-4, 3>, Linear<-32, 31>, 16, 16>(s.x, s.w, kTo4, kTo32, out);
         case Type::IQ4_XS:
-            return round_nested<Table, Linear<-32, 31>, 8, 32>(s.x, s.w, targets(kTableTargets), targets(kTargets6), out);
+            return round_nested<Table, Linear<-32, 31>, 8, 32>(s.x, s.w, kToTable, kTo32, out);
         case Type::Q5_K:
-            return round_nested_lines<31, 63, 8, 32>(s.x, s.w, targets(kTargetsTo63), out);
+            return round_nested_lines<31, 63, 8, 32>(s.x, s.w, kTo63, out);
         case Type::Q4_K:
-            return round_nested_lines<15, 63, 8, 32>(s.x, s.w, targets(kTargetsTo63), out);
+            return round_nested_lines<15, 63, 8, 32>(s.x, s.w, kTo63, out);
         case Type::Q2_K:
-            return round_nested_lines<3, 15, 16, 16>(s.x, s.w, targets(kTargetsTo15), out);
+            return round_nested_lines<3, 15, 16, 16>(s.x, s.w, kTo15, out);
         default:
             return;
     }

@@ -42,7 +42,7 @@ BISE_INLINE Line solve(const Sums& s) {
 }
 
 // Where the levels are tried: by how many the values reach beyond them, and how far from the middle, in levels.
-constexpr float kBeyond[] = {-1.25f, -0.5f, 0.25f, 1.0f}, kAside[] = {-0.375f, -0.125f, 0.125f, 0.375f};
+constexpr float kBeyond[] = {-1.75f, -1.0f, -0.25f, 0.5f, 1.25f}, kAside[] = {-0.375f, -0.125f, 0.125f, 0.375f};
 
 template <int top, int n, bool any_sign>
 BISE_INLINE Line fit_line(const F* x, const F* w, Sums& s) {

@@ -60,14 +60,16 @@ void q3_k(const uint8_t* q, const uint8_t* scale, uint8_t* out) {
     pairs(q, out + 32);
     nibbles(scale, 8, 8, out + 96);
     for (int j = 0; j < 4; j++)
-        out[104 + j] = static_cast<uint8_t>(scale[j] >> 4 | scale[j + 4] >> 4 << 2 | scale[j + 8] >> 4 << 4 | scale[j + 12] >> 4 << 6);
+        out[104 + j] =
+            static_cast<uint8_t>(scale[j] >> 4 | scale[j + 4] >> 4 << 2 | scale[j + 8] >> 4 << 4 | scale[j + 12] >> 4 << 6);
 }
 
 void q6_k(const uint8_t* q, uint8_t* out) {
     for (int h = 0; h < 2; h++, q += 128) {
         nibbles(q, 64, 64, out + 64 * h);
         for (int i = 0; i < 32; i++)
-            out[128 + 32 * h + i] = static_cast<uint8_t>(q[i] >> 4 | q[i + 32] >> 4 << 2 | q[i + 64] >> 4 << 4 | q[i + 96] >> 4 << 6);
+            out[128 + 32 * h + i] =
+                static_cast<uint8_t>(q[i] >> 4 | q[i + 32] >> 4 << 2 | q[i + 64] >> 4 << 4 | q[i + 96] >> 4 << 6);
     }
 }
 

@@ -37,16 +37,14 @@ struct Table {
     BISE_INLINE static F snap(F v) {
         constexpr float levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
         F level = set1(levels[0]);
-        for (int i = 1; i < 16; i++)
-            level = where_above(v, set1((levels[i - 1] + levels[i]) / 2), set1(levels[i]), level);
+        for (int i = 1; i < 16; i++) level = where_above(v, set1((levels[i - 1] + levels[i]) / 2), set1(levels[i]), level);
         return level;
     }
 };
 
-// Where the value of largest magnitude is tried: a scale for each of these levels, or beyond them.
+// Where the value of largest magnitude is tried: at `first`, `step` more ... `last`, and at minus these.
 struct Targets {
-    const float* at;
-    int count;
+    float first, last, step;
 };
 
 struct Fit {
@@ -78,7 +76,8 @@ BISE_INLINE Fit fit(const F* x, const F* w, Targets targets) {
         best = where_above(gain, best, gain, best);
     };
     const F unit = inverse(top);
-    for (int i = 0; i < targets.count; i++) attempt(mul(set1(targets.at[i]), unit));
+    for (float at = targets.first; at <= targets.last; at += targets.step)
+        attempt(mul(set1(at), unit)), attempt(mul(set1(-at), unit));
     for (int i = 0; i < kAgain; i++) attempt(inverse(scale));
     return {scale, curve};
 }

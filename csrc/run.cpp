@@ -82,6 +82,16 @@ void linear(const Kernels& k, Pool& pool, const float* x, i64 T, const std::vect
     });
 }
 
+void dequantise(const Kernels& k, Pool& pool, Type type, const uint8_t* data, i64 rows, i64 cols, float* y) {
+    const i64 bytes = row_bytes(type, cols);
+    ranges(pool, rows, rows_per_task(cols),
+           [&](i64 r0, i64 r1) { k.dequantise(type, data + r0 * bytes, (r1 - r0) * cols, y + r0 * cols); });
+}
+
+void look_up(const Kernels& k, Pool& pool, const float* levels, const uint8_t* p, const float* scales, i64 blocks, float* y) {
+    ranges(pool, blocks, kGrain / 64, [&](i64 b0, i64 b1) { k.look_up(levels, p + 32 * b0, scales + b0, b1 - b0, y + 64 * b0); });
+}
+
 void rms_norm(const Kernels& k, Pool& pool, const float* x, const float* w, float eps, i64 T, i64 n, float* y) {
     ranges(pool, T, rows_per_task(n), [&](i64 t0, i64 t1) { k.rms_norm(x, w, eps, n, t0, t1, y); });
 }
@@ -90,8 +100,18 @@ void rope(const Kernels& k, Pool& pool, float* x, const float* cos, const float*
     ranges(pool, T, rows_per_task(heads * half * 2), [&](i64 t0, i64 t1) { k.rope(x, cos, sin, heads, half, t0, t1); });
 }
 
-void swiglu(const Kernels& k, Pool& pool, float* gate, const float* up, i64 n) {
-    ranges(pool, n, kGrain, [&](i64 i0, i64 i1) { k.swiglu(gate + i0, up + i0, i1 - i0); });
+void swiglu(const Kernels& k, Pool& pool, const float* gate, const float* up, i64 n, float* y) {
+    ranges(pool, n, kGrain, [&](i64 i0, i64 i1) { k.swiglu(gate + i0, up + i0, i1 - i0, y + i0); });
+}
+
+void rms_norm_back(const Kernels& k, Pool& pool, const float* x, const float* w, float eps, i64 T, i64 n, const float* dy,
+                   float* dx) {
+    ranges(pool, T, rows_per_task(n), [&](i64 t0, i64 t1) { k.rms_norm_back(x, w, eps, n, t0, t1, dy, dx); });
+}
+
+void swiglu_back(const Kernels& k, Pool& pool, const float* gate, const float* up, const float* dy, i64 n, float* dgate,
+                 float* dup) {
+    ranges(pool, n, kGrain, [&](i64 i0, i64 i1) { k.swiglu_back(gate + i0, up + i0, dy + i0, i1 - i0, dgate + i0, dup + i0); });
 }
 
 void store(const Kernels& k, Pool& pool, const RingView& ring, const Span* spans, i64 count, const float* x, const float* v) {

@@ -10,9 +10,17 @@ namespace bise {
 // x (T, cols) times every weight -> ys[i] (T, rows_i); all weights have the same cols
 void linear(const Kernels& k, Pool& pool, const float* x, i64 T, const std::vector<const Matrix*>& ws,
             const std::vector<float*>& ys);
+// rows of a file -> y (rows, cols)
+void dequantise(const Kernels& k, Pool& pool, Type type, const uint8_t* data, i64 rows, i64 cols, float* y);
+// blocks of 64 numbers of 4 bits -> their levels times their scales
+void look_up(const Kernels& k, Pool& pool, const float* levels, const uint8_t* p, const float* scales, i64 blocks, float* y);
 void rms_norm(const Kernels& k, Pool& pool, const float* x, const float* w, float eps, i64 T, i64 n, float* y);
 void rope(const Kernels& k, Pool& pool, float* x, const float* cos, const float* sin, i64 T, i64 heads, i64 half);
-void swiglu(const Kernels& k, Pool& pool, float* gate, const float* up, i64 n);
+void swiglu(const Kernels& k, Pool& pool, const float* gate, const float* up, i64 n, float* y);
+void rms_norm_back(const Kernels& k, Pool& pool, const float* x, const float* w, float eps, i64 T, i64 n, const float* dy,
+                   float* dx);
+void swiglu_back(const Kernels& k, Pool& pool, const float* gate, const float* up, const float* dy, i64 n, float* dgate,
+                 float* dup);
 void store(const Kernels& k, Pool& pool, const RingView& ring, const Span* spans, i64 count, const float* x, const float* v);
 // window: keys a query sees, itself included
 void attend(const Kernels& k, Pool& pool, const RingView& ring, const Span* spans, i64 count, i64 heads, i64 window,

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The kernels under AddressSanitizer and UndefinedBehaviorSanitizer: builds them apart and runs tests/test_cpu.py with them.
+# The kernels under AddressSanitizer and UndefinedBehaviorSanitizer: builds them apart and runs their tests with them.
 #   csrc/sanitize.sh [BUILD FOLDER] [PYTEST ARGUMENT ...]      PYTHON=... chooses the interpreter, with bise's test extras
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -24,5 +24,5 @@ import bise
 bise._kernels = kernels
 import pytest
 
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "tests/test_cpu.py", *sys.argv[2:]]))
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "tests/test_cpu.py", "tests/test_rounding.py", *sys.argv[2:]]))
 PY

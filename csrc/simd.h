@@ -43,6 +43,7 @@ BISE_INLINE void unroll(Fn&& f) {
 }
 
 BISE_INLINE F load_n(const float* p, int n) {  // the first n of 16, then zeros
+    if (n >= 16) return load(p);
     alignas(64) float lanes[16] = {};
     std::memcpy(lanes, p, sizeof(float) * static_cast<size_t>(n));
     return load(lanes);

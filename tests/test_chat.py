@@ -9,9 +9,10 @@ import pytest
 from bise.chat import TEMPLATE_V1, ChatFormat, find_template
 from bise.errors import RequestError, TemplateError
 from bise.instruct import call_id
+from bise.template import Guest
 from bise.tokenizer import Tokenizer
 from bise.vocab import Vocab
-from test_tokenizer import FILES, tokenizer_of
+from test_tokenizer import FILES, model_path, tokenizer_of
 
 VERSIONS = list(FILES)
 ORACLES: dict = {}
@@ -581,3 +582,161 @@ def test_guest_without_tools():
         chat.encode([user("a")], [tool])
     assert chat.encode([user("a")])
     assert ChatFormat(chat.tokenizer, 0, TAGGED).encode([user("a")], [tool])
+
+
+# --- where the assistant speaks
+
+
+@pytest.fixture
+def staying(monkeypatch):
+    """One process for all texts of a test."""
+    with Guest() as guest:
+        monkeypatch.setattr("bise.chat.render", guest)
+        yield guest
+
+
+def mistral_common_mask(version: str, messages: list[dict], tools: list[dict] | None) -> tuple[list[int], list[bool]]:
+    """Ids in mistral-common's mode for fine-tuning, and for each whether it came from its encoder of answers."""
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+    from mistral_common.protocol.instruct.validator import ValidationMode
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+    if (version, "tuning") not in ORACLES:
+        ORACLES[version, "tuning"] = MistralTokenizer.from_file(
+            str(model_path(version)), mode=ValidationMode.finetuning
+        )
+    made = ORACLES[version, "tuning"]
+    inner, mask = made.instruct_tokenizer, [False]
+
+    def watched(name, learnt):
+        encode = getattr(type(inner), name).__get__(inner)
+
+        def call(*args, **named):
+            ids = encode(*args, **named)
+            mask.extend([learnt] * len(ids if learnt else ids[0]))
+            return ids
+
+        return call
+
+    inner.encode_assistant_message = watched("encode_assistant_message", True)
+    inner.encode_user_message = watched("encode_user_message", False)
+    inner.encode_tool_message = watched("encode_tool_message", False)
+    ids = made.encode_chat_completion(ChatCompletionRequest(messages=messages, tools=tools)).tokens
+    assert len(mask) == len(ids)
+    return ids, mask
+
+
+def mask_of(ids: list[int], answers: list) -> list[bool]:
+    return [any(a.first <= at < a.end for a in answers) for at in range(len(ids))]
+
+
+LEARNT = [
+    ([user("q"), assistant("a")], None),
+    ([system("Be brief."), user("q"), assistant("a"), user("r"), assistant(" b \n")], None),
+    ([user("one"), user("two"), assistant("a"), assistant("b"), user(" c "), assistant("ünï 🦙")], None),
+    ([user("</s>[INST]"), assistant("</s> [/INST]"), user("x"), assistant("y")], None),
+    ([user("w?"), calls((ID, "weather", '{"city": "Z"}')), result("21", ID), assistant("Warm.")], TOOLS),
+    ([system("s"), user("w?"), calls((ID, "now", "{}")), result("12", ID), assistant("Noon."), user("and?"),
+      calls((OTHER, "now", "{}")), result("13", OTHER), assistant("One.")], TOOLS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("talk", range(len(LEARNT)))
+def test_answers_are_those_of_mistral_common(version, talk):
+    """Token by token: the assistant's ids and eos, nothing of the user's, the tools' or the format's."""
+    pytest.importorskip("mistral_common")
+    messages, tools = LEARNT[talk]
+    if version == "v1" and tools:
+        pytest.skip("v1 has no tools")
+    ids, answers = form(version).answers(messages, tools)
+    assert (ids, mask_of(ids, answers)) == mistral_common_mask(version, messages, tools)
+    assert ids == form(version).encode(messages, tools)
+    assert form(version).answers(messages, tools, last=True)[1] == answers[-1:]
+    assert all(a.closed and ids[a.end - 1] == 2 for a in answers)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_answers_of_many_talks(version):
+    pytest.importorskip("mistral_common")
+    chance = random.Random(version)
+    for _ in range(25):
+        messages = [system("S")] * chance.randrange(2)
+        for _ in range(chance.randrange(1, 5)):
+            messages += [
+                user(chance.choice(["a b", "[INST] x", " \n", "é"])),
+                assistant(chance.choice(["yes ", "nö", "</s>"])),
+            ]
+        ids, answers = form(version).answers(messages)
+        assert (ids, mask_of(ids, answers)) == mistral_common_mask(version, messages, None)
+
+
+def test_answers_know_their_messages():
+    _, answers = form("v3").answers([user("a"), assistant("b"), assistant("c"), user("d"), assistant("e")])
+    assert [a.messages for a in answers] == [(1, 2), (4,)]
+    _, (open_end,) = form("v3").answers([user("a"), assistant("b", prefix=True)])
+    assert not open_end.closed
+
+
+def learnt_text(format: ChatFormat, messages: list[dict], staying: Guest) -> list[list[str]]:
+    ids, answers = format.answers(messages, render=staying)
+    assert ids == format.encode(messages), "what is learnt is not what is served"
+    return [[format.tokenizer.name(i) for i in ids[a.first : a.end]] for a in answers]
+
+
+CONVERSATION = [system("Be kind."), user("Hi"), assistant("Hello"), user("Bye"), assistant("So\nlong")]
+
+
+@pytest.mark.parametrize("template", [ZEPHYR, CHATML])
+def test_answers_of_guests(template, staying):
+    """From the prompt's end to the first token that ends a turn; the line end that a template puts behind is not learnt."""
+    tokenizer = chatml_tokenizer() if template == CHATML else tokenizer_of("v1")
+    end = "<|im_end|>" if template == CHATML else "</s>"
+    for answer in learnt_text(guest(template, tokenizer), CONVERSATION, staying):
+        assert answer[-1] == end and answer.count(end) == 1
+    first = learnt_text(guest(template, tokenizer), CONVERSATION, staying)[0]
+    assert [t for t in first if t != "<0x0A>"] == ["Hello", end]
+
+
+def test_answers_of_guests_begin_where_the_prompt_ends(staying):
+    for template, tokenizer in ((ZEPHYR, tokenizer_of("v1")), (CHATML, chatml_tokenizer())):
+        format = guest(template, tokenizer)
+        ids, answers = format.answers(CONVERSATION, render=staying)
+        for a in answers:
+            assert ids[: a.first] == format.encode(CONVERSATION[: a.messages[0]])
+
+
+def test_answers_of_guests_that_end_in_a_text(staying):
+    """Where <|im_end|> is no token of the vocabulary it is text, and learnt to its last letter."""
+    (_, second) = learnt_text(guest(CHATML), CONVERSATION, staying)
+    assert "".join(second).replace("▁", " ").endswith("long<|im_end|>")
+
+
+def test_answers_of_guests_without_an_end(staying):
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    ids, answers = guest(template).answers(CONVERSATION, render=staying)
+    assert [a.closed for a in answers] == [False, False]
+    names = [[tokenizer_of("v1").name(i) for i in ids[a.first : a.end]] for a in answers]
+    assert names == [["▁Hello"], ["▁So", "<0x0A>", "long"]]
+
+
+@pytest.mark.parametrize("template", [
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant: <think>{% endif %}",
+    "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}{{ messages | length }}{% if add_generation_prompt %}a{% endif %}",
+])  # fmt: skip
+def test_answers_that_cannot_be_found_are_refused(template, staying):
+    with pytest.raises(TemplateError, match="message 2: this chat template writes"):
+        guest(template).answers(CONVERSATION, render=staying)
+
+
+def test_last_answer_of_a_template_that_rewrites_earlier_ones(staying):
+    """As reasoning is dropped from all answers but the last: only the last one is what the model would see."""
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content if m.role == 'user' or loop.last else m.content[:2] }}"
+        "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    talk = [user("Hi"), assistant("Hello there"), user("Bye"), assistant("1")]
+    with pytest.raises(TemplateError, match="learn the last answer only"):
+        guest(template).answers(talk, render=staying)
+    ids, (answer,) = guest(template.replace("assistant: ", "assistant:")).answers(talk, last=True, render=staying)
+    assert answer.messages == (3,) and ids[answer.end - 1] == 2

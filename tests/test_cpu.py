@@ -305,7 +305,7 @@ def test_wrong_arguments_are_refused(ops):
         lambda: verbs.rms_norm(x, x[0], 1e-5, np.frombuffer(x.tobytes(), F32).reshape(2, 256)),
         lambda: verbs.rope(x, normal(2, 3), normal(2, 3)),
         lambda: verbs.rope(x, normal(1, 4), normal(1, 4)),
-        lambda: verbs.swiglu(x, x[:1]),
+        lambda: verbs.swiglu(x, x[:1], x),
         lambda: verbs.pack("Q4_K", np.zeros(144, np.uint8), 1, 255),
         lambda: verbs.pack("Q4_K", np.zeros(143, np.uint8), 1, 256),
         lambda: verbs.pack("Q4_K", np.zeros(144, np.uint8), 1 << 62, 256),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,16 +117,47 @@ def test_training_computes_what_inference_computes(puff: bise.Model, scripts: No
 
     from bise.gguf import GGUF
 
+    from bise.tune.sample import Sample
+    from bise.tune.student import Student
+
     assert dataclasses.replace(puff.config, norm_eps=train.CONFIG.norm_eps, window_reason="") == train.CONFIG
-    training = train.Training("cpu")
+    student = Student.fresh(train.CONFIG)
+    tensors = GGUF(BUILT_IN).tensors
+    student.restore({name: tensors[f"{name}.weight"].dequantise() for name in student.trained})
+    ids = np.array(puff.tokenizer.encode(STORY, bos=True), np.int32)
+    story = Sample(ids, np.arange(len(ids)) > 0)
+    neighbour = Sample(ids[:40], np.zeros(40, bool))  # it must not change anything
     with torch.no_grad():
-        for name, tensor in GGUF(BUILT_IN).tensors.items():
-            training.tensors[name.removesuffix(".weight")].copy_(torch.from_numpy(tensor.dequantise().copy()))
-    ids = puff.tokenizer.encode(STORY, bos=True)
-    short = ids[:40]  # a padded neighbour: it must not change anything
-    nats, count = training.loss(*train._pad([(ids, ids), (short, [train.IGNORE] * len(short))]))
-    assert count == len(ids) - 1
-    assert float(nats.detach()) == pytest.approx(loss(puff, STORY), abs=0.01)
+        nats = float(student.loss([neighbour, story, neighbour]))
+    assert nats / (len(ids) - 1) == pytest.approx(loss(puff, STORY), abs=0.01)
+
+
+def test_an_epoch_of_the_training(puff: bise.Model, scripts: None, tmp_path: Path) -> None:
+    """Every story once, a share of them asked for, and a request is read and not learnt."""
+    pytest.importorskip("torch")
+    import random
+
+    import sentencepiece
+    import train
+
+    rows = [
+        {"kind": "story", "text": f"Once there was a cat named Tom{i}. He slept.", "about": ["a cat"]}
+        for i in range(200)
+    ]
+    rows += [{"kind": "book", "text": "It was a dark night.", "about": []}] * 100
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tokenizer.model").write_bytes(puff.tokenizer.proto())
+    texts = train.Texts(tmp_path, "train", sentencepiece.SentencePieceProcessor(str(tmp_path / "tokenizer.model")))
+    found = texts.samples(random.Random(1), 0.3, 0.3)
+    told = [puff.tokenizer.decode(sample.ids.tolist()) for sample in found]
+    assert sum("night" in text for text in told) in range(15, 46)
+    assert 30 < sum("[INST]" in text for text in told) < 90 and sum(text.count("[INST]") == 2 for text in told) > 1
+    for sample, text in zip(found, told, strict=True):
+        learnt = puff.tokenizer.decode(sample.ids[sample.learnt].tolist())
+        assert "INST" not in learnt and (text.count("Tom") == learnt.count("Tom"))
+    assert len({text for text in told if "[INST]" not in text and "Tom" in text}) == 200 - sum(
+        "[INST]" in t for t in told
+    )
 
 
 def test_copies_of_a_story_stay_together(data: ModuleType) -> None:

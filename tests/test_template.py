@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from bise import template as lease
 from bise.errors import TemplateError
-from bise.template import render
+from bise.template import Guest, render
 
 ROOM = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -156,3 +157,52 @@ def test_no_zombies_no_files():
         render("{{ 'again' }}" + " " * i, ROOM)
     after = set(os.listdir("/proc/self/fd")) if before else set()
     assert len(after) <= len(before)
+
+
+def test_guest_stays_and_says_the_same() -> None:
+    with Guest() as guest:
+        for i in range(3):
+            variables = {"messages": [{"role": "user", "content": f"ünï {i}"}]}
+            template = "{% for m in messages %}{{ m.content }}|{% endfor %}"
+            assert guest(template, variables) == render(template, variables) == f"ünï {i}|"
+        assert guest("{{ 1 + 1 }}", {}) == "2", "another template in the same process"
+        process = guest._process
+        assert process and process.poll() is None
+    assert process.poll() is not None and guest._process is None
+
+
+def test_guest_goes_on_after_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a template raises is its answer; one that runs for ever is killed, and the next text gets a new process."""
+    monkeypatch.setattr("bise.template.CPU_SECONDS", 0.2)
+    with Guest() as guest:
+        with pytest.raises(TemplateError, match="the chat template says: no"):
+            guest("{{ raise_exception('no') }}", {})
+        with pytest.raises(TemplateError, match="CPU time"):
+            guest("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", {})
+        assert guest("{{ 'still here' }}", {}) == "still here"
+        with pytest.raises(TemplateError, match="JSON"):
+            guest("", {"x": object()})
+
+
+def test_guest_gets_fresh_time_for_each_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bise.template.CPU_SECONDS", 0.5)
+    busy = "{% for a in range(60000) %}{% if a is odd %}{% endif %}{% endfor %}{{ x }}"
+    with Guest() as guest:
+        process = None
+        for i in range(60):
+            assert guest(busy, {"x": i}) == str(i)
+            assert process in (None, guest._process), "the process was replaced"
+            process = guest._process
+
+
+def test_guest_has_a_clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A process that does not answer, and takes no CPU time either, is killed."""
+    sleeper = tmp_path / "sleeper.py"
+    sleeper.write_text("import time; time.sleep(60)")
+    with Guest() as guest:
+        with monkeypatch.context() as patch:
+            patch.setattr("bise.template.WALL_SECONDS", 0.3)
+            patch.setattr("bise.template._CHILD", str(sleeper))
+            with pytest.raises(TemplateError, match="was stopped"):
+                guest("x", {})
+        assert guest("x", {}) == "x"

@@ -1,4 +1,4 @@
-"""A checkpoint of train.py and its vocabulary -> one GGUF file, matrices in Q8_0 and norms in F32.
+"""The best weights of train.py and their vocabulary -> one GGUF file, matrices in Q8_0 and norms in F32.
 
 python examples/puff/export.py --work WORK --out puff.gguf
 """
@@ -6,17 +6,17 @@ python examples/puff/export.py --work WORK --out puff.gguf
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from train import CONFIG
 
-from bise import gguf
+from bise import gguf, safetensors
 from bise.chat import TEMPLATE_V1
 from bise.config import Config
 from bise.quant import QTensor
 from bise.tokenizer import Tokenizer
+from bise.weights import expected_shapes
 
 MOSTLY_Q8_0 = 7  # general.file_type
 ABOUT = ("A small model of Mistral 7B's architecture that tells short children's stories. Trained from scratch on "
@@ -52,18 +52,15 @@ def keys(config: Config, steps: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder with checkpoint.npz and tokenizer.model")
+    parser.add_argument("--work", type=Path, required=True, help="folder with run/ and tokenizer.model")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    with np.load(args.work / "checkpoint.npz", allow_pickle=False) as arrays:
-        facts = json.loads(arrays["facts"].tobytes())
-        plain = {name: arrays[name] for name in arrays.files if "/" not in name and name != "facts"}
+    found, facts = safetensors.load(args.work / "run" / "best.safetensors")
+    plain = {name: found[name] for name in expected_shapes(CONFIG)}
     tensors = {f"{name}.weight": QTensor.of(a, "Q8_0" if a.ndim == 2 else "F32") for name, a in plain.items()}
-    head = (
-        keys(Config(**facts["config"]), facts["step"]) | Tokenizer.from_file(args.work / "tokenizer.model").gguf_keys()
-    )
+    head = keys(CONFIG, int(facts["step"])) | Tokenizer.from_file(args.work / "tokenizer.model").gguf_keys()
     gguf.write(args.out, head, tensors)
-    print(f"{args.out}: step {facts['step']:,}, {args.out.stat().st_size:,} bytes")
+    print(f"{args.out}: step {int(facts['step']):,}, {args.out.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

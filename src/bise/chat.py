@@ -15,9 +15,9 @@ text ("<|user|>" in Zephyr): as in Mistral's v1, that much a user can type too.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import instruct
 from .disk import read_small
@@ -30,6 +30,7 @@ from .vocab import parse_json
 if TYPE_CHECKING:
     from .weights import Weights
 
+Render = Callable[[str, Mapping[str, Any]], str]
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
 
@@ -40,6 +41,19 @@ TEMPLATE_V1 = (
     "{{ ' ' + message['content'] + eos_token }}{% else %}"
     "{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
 )
+
+
+class Answer(NamedTuple):
+    """One turn of the assistant in the ids of a conversation.
+
+    first, end  its first id, and behind its last, which is eos or what else ends a turn (closed), if anything does
+    messages    the numbers of the messages that it was made of
+    """
+
+    first: int
+    end: int
+    messages: tuple[int, ...]
+    closed: bool
 
 
 @dataclass(frozen=True)
@@ -102,6 +116,26 @@ class ChatFormat:
             raise TemplateError("this model's chat template has no tools: ask without them")
         return _encode_guest(self.template, instruct.read(messages), self.tokenizer, tools)
 
+    def answers(
+        self, messages: Messages, tools: Tools | None = None, last: bool = False, render: Render = render
+    ) -> tuple[list[int], list[Answer]]:
+        """The ids of `encode`, and where in them the assistant speaks: what a model has to learn. last: look for the
+        last answer only. render: a `template.Guest` where there are many conversations.
+
+        In a guest's text an answer begins where the prompt for it ends, and ends with the first token (or text) at
+        which the engine stops. TemplateError where the prompt is not how the whole begins, id for id.
+        """
+        if not self.version:
+            return _guest_answers(self, instruct.read(messages), tools, last, render)
+        ids: list[int] = []
+        found = []
+        for turn, part in instruct.encode_turns(self.version, messages, self.tokenizer, tools):
+            if turn and turn.role == "assistant":
+                closed = not turn.prefix and self.tokenizer.eos is not None
+                found.append(Answer(len(ids), len(ids) + len(part), turn.at, closed))
+            ids += part
+        return ids, found[-1:] if last else found
+
     def parse_calls(self, ids: Sequence[int]) -> tuple[str, list[dict[str, Any]]]:
         """An answer's ids -> (text, tool calls as in OpenAI's API)."""
         if self.calls_begin == instruct.TAGS[0]:
@@ -160,42 +194,88 @@ def _ends(tokenizer: Tokenizer) -> tuple[str, str]:
 
 
 def _encode_guest(template: str, turns: list[Turn], tokenizer: Tokenizer, tools: Tools | None) -> list[int]:
-    system, turns = instruct.merge(turns)
-    mark = _Mark(tokenizer, [system, *(t.content for t in turns), str(tools), str([t.calls for t in turns])])
-    text = _printed(template, system, turns, tokenizer, tools, mark)
-    ids = []
-    for part in tokenizer.split(text):
-        ids += [part] if isinstance(part, int) else tokenizer.encode(mark.remove(part))
-    if tokenizer.add_bos and tokenizer.bos is not None and ids[:1] != [tokenizer.bos]:
-        ids.insert(0, tokenizer.bos)
-    return ids
+    page = _Page(template, *instruct.merge(turns), tokenizer, tools, render)
+    return page.ids(page.text(len(page.turns)))
 
 
-def _printed(
-    template: str, system: str, turns: list[Turn], tokenizer: Tokenizer, tools: Tools | None, mark: _Mark
-) -> str:
-    """What the template makes of the turns, marks in it. One that has no system role gets the system prompt in front of
-    the first user message."""
-    if not system:
-        return _render(template, turns, tokenizer, tools, mark)
-    try:
-        return _render(template, [Turn("system", system), *turns], tokenizer, tools, mark)
-    except TemplateError:
-        first = Turn("user", system + "\n" + turns[0].content)
-        return _render(template, [first, *turns[1:]], tokenizer, tools, mark)
+def _guest_answers(
+    format: ChatFormat, turns: list[Turn], tools: Tools | None, last: bool, render: Render
+) -> tuple[list[int], list[Answer]]:
+    page = _Page(format.template, *instruct.merge(turns), format.tokenizer, tools, render)
+    ends = {*map(format.tokenizer.name, format.tokenizer.stop_ids), *format.stop}
+    speaks = [n for n, turn in enumerate(page.turns) if turn.role == "assistant"]
+    whole = page.text(len(page.turns))
+    ids = page.ids(whole)
+    found = []
+    for n in speaks[-1:] if last else speaks:
+        prompt, said = page.text(n), whole if n + 1 == len(page.turns) else page.text(n + 1)
+        at = said.find(prompt) + len(prompt)
+        closing = _any_of(ends).search(said, at)
+        upto = page.ids(said[: closing.end() if closing else len(said.rstrip())])
+        first = page.ids(prompt)
+        if page.turns[n - 1].role == "assistant" or not (said.startswith(prompt) and _begins(ids, upto, first)):
+            raise TemplateError(
+                f"message {page.turns[n].at[0]}: this chat template writes the conversation up to an answer in another "
+                "way once the answer is there, so what the model would see is not certain: learn the last answer only, "
+                "or use a format by name (v1, v2, v3)"
+            )
+        found.append(Answer(len(first), len(upto), page.turns[n].at, closing is not None))
+    return ids, found
 
 
-def _render(template: str, turns: list[Turn], tokenizer: Tokenizer, tools: Tools | None, mark: _Mark) -> str:
-    bos, eos = _ends(tokenizer)
-    last = turns[-1]
-    text = render(template, {
-        "messages": [_message(t, mark) for t in turns], "tools": mark.into(list(tools)) if tools else None,
-        "add_generation_prompt": last.role != "assistant", "bos_token": bos, "eos_token": eos,
-    })  # fmt: skip
-    for turn in turns:
-        if turn.role in ("system", "user") and mark.text(turn.content).strip() not in text:
-            raise TemplateError(f"the chat template drops a {turn.role} message: {turn.content.strip()[:40]!r}")
-    return _open_end(text, mark.text(last.content).strip()) if last.prefix else text
+def _begins(ids: list[int], upto: list[int], first: list[int]) -> bool:
+    """Whether a conversation begins with the prompt and the answer, and these with the prompt."""
+    return ids[: len(upto)] == upto and upto[: len(first)] == first and len(upto) > len(first)
+
+
+@dataclass
+class _Page:
+    """One conversation, as a guest prints it: all of it, or its first turns, with the same mark."""
+
+    template: str
+    system: str
+    turns: list[Turn]
+    tokenizer: Tokenizer
+    tools: Tools | None
+    render: Render
+
+    def __post_init__(self) -> None:
+        texts = [self.system, *(t.content for t in self.turns), str(self.tools), str([t.calls for t in self.turns])]
+        self.mark = _Mark(self.tokenizer, texts)
+
+    def ids(self, text: str) -> list[int]:
+        """What was printed -> ids: control tokens are those that the template wrote."""
+        ids = []
+        for part in self.tokenizer.split(text):
+            ids += [part] if isinstance(part, int) else self.tokenizer.encode(self.mark.remove(part))
+        if self.tokenizer.add_bos and self.tokenizer.bos is not None and ids[:1] != [self.tokenizer.bos]:
+            ids.insert(0, self.tokenizer.bos)
+        return ids
+
+    def text(self, count: int) -> str:
+        """What the template makes of the first turns, marks in it. One that has no system role gets the system prompt
+        in front of the first user message."""
+        turns = self.turns[:count]
+        if not self.system:
+            return self._print(turns)
+        try:
+            return self._print([Turn("system", self.system), *turns])
+        except TemplateError:
+            first = Turn("user", self.system + "\n" + turns[0].content)
+            return self._print([first, *turns[1:]])
+
+    def _print(self, turns: list[Turn]) -> str:
+        bos, eos = _ends(self.tokenizer)
+        mark, last = self.mark, turns[-1]
+        tools = mark.into(list(self.tools)) if self.tools else None
+        text = self.render(self.template, {
+            "messages": [_message(t, mark) for t in turns], "tools": tools,
+            "add_generation_prompt": last.role != "assistant", "bos_token": bos, "eos_token": eos,
+        })  # fmt: skip
+        for turn in turns:
+            if turn.role in ("system", "user") and mark.text(turn.content).strip() not in text:
+                raise TemplateError(f"the chat template drops a {turn.role} message: {turn.content.strip()[:40]!r}")
+        return _open_end(text, mark.text(last.content).strip()) if last.prefix else text
 
 
 def _open_end(text: str, answer: str) -> str:

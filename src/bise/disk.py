@@ -78,6 +78,11 @@ def _open_regular(path: Path) -> int:
     return fd
 
 
+def opened(path: Path) -> BinaryIO:
+    """A regular file, to be read from its beginning to its end. FormatError where it cannot be."""
+    return os.fdopen(_open_regular(path), "rb")
+
+
 def read_small(path: Path, most: int) -> bytes:
     """The whole of a small regular file. FormatError if it is longer than `most` bytes."""
     fd = _open_regular(path)

@@ -31,9 +31,7 @@ Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
 
 SUMS, COUNTS = ".in_sum2", ".counts"
-LEGACY_CHUNK = (
-    512  # tokens: a .dat file counts chunks and does not say how long they were; this is what they mostly were
-)
+LEGACY_CHUNK = 512  # tokens: a .dat file counts chunks and does not say how long; this is what most were
 MOST_ENTRIES, MOST_NAME, MOST_COLS = 65_536, 1024, 1 << 24
 
 

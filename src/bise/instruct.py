@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,7 @@ class Turn:
     name: str | None = None
     call_id: str | None = None
     prefix: bool = False  # an unfinished answer, to be continued
+    at: tuple[int, ...] = ()  # the messages that it was made of, by number
 
 
 def read(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
@@ -70,7 +71,7 @@ def _turn(i: int, message: Mapping[str, Any]) -> Turn:
     role = "system" if role == "developer" else role
     if not isinstance(role, str) or role not in _AFTER:
         raise RequestError(f"message {i}: role is {role!r:.40}, expected system, user, assistant or tool")
-    turn = Turn(role, _content(i, message.get("content"), role), prefix=bool(message.get("prefix")))
+    turn = Turn(role, _content(i, message.get("content"), role), prefix=bool(message.get("prefix")), at=(i,))
     if turn.prefix and role != "assistant":
         raise RequestError(f"message {i}: prefix is for assistant messages, the role is {role}")
     calls = message.get("tool_calls", [])
@@ -150,7 +151,7 @@ def merge(turns: Sequence[Turn]) -> tuple[str, list[Turn]]:
         if turn.role == before and turn.role in ("user", "assistant"):
             last = merged[-1]
             content = JOIN.join(filter(None, (last.content, turn.content)))
-            merged[-1] = Turn(turn.role, content, last.calls + turn.calls, prefix=turn.prefix)
+            merged[-1] = Turn(turn.role, content, last.calls + turn.calls, prefix=turn.prefix, at=last.at + turn.at)
         elif turn.role != "system":
             merged.append(turn)
         before = turn.role
@@ -163,28 +164,34 @@ def encode(
     version: int, messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]] | None
 ) -> list[int]:
     """Messages and tools -> ids, bos first. An assistant's last message is closed with eos, unless it is a prefix."""
+    return [id for _, ids in encode_turns(version, messages, tokenizer, tools) for id in ids]
+
+
+def encode_turns(
+    version: int, messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]] | None
+) -> Iterator[tuple[Turn | None, list[int]]]:
+    """The same turn by turn, None for what belongs to nobody's (bos, the tools)."""
     system, turns = merge(read(messages))
     if version == 1 and (tools or any(t.calls or t.role == "tool" for t in turns)):
         raise TemplateError("Mistral's format v1 has no tools: use Mistral 7B v0.3, whose format v3 has them")
     users = [i for i, t in enumerate(turns) if t.role == "user"]
     with_system = users[0] if version == 1 else users[-1]
-    ids = [] if tokenizer.bos is None else [tokenizer.bos]
     if version == 2:
         _check_single_results(turns, users[-1])
+    yield None, [] if tokenizer.bos is None else [tokenizer.bos]
     for i, turn in enumerate(turns):
         if i == with_system and system:
             turn = Turn("user", system + JOIN + turn.content)
         if turn.role == "user":
             if version > 1 and i == users[-1] and tools:
-                ids += _between("[AVAILABLE_TOOLS]", _dumps([_tool(t) for t in tools]), tokenizer)
-            ids += _user(version, turn, tokenizer)
+                yield None, _between("[AVAILABLE_TOOLS]", _dumps([_tool(t) for t in tools]), tokenizer)
+            yield turn, _user(version, turn, tokenizer)
         elif version == 2 and i < users[-1] and (turn.calls or turn.role == "tool"):
             continue  # v2 was trained without the calls of earlier exchanges
         elif turn.role == "tool":
-            ids += _between("[TOOL_RESULTS]", _result(version, turn), tokenizer)
+            yield turn, _between("[TOOL_RESULTS]", _result(version, turn), tokenizer)
         else:
-            ids += _assistant(version, turn, tokenizer)
-    return ids
+            yield turn, _assistant(version, turn, tokenizer)
 
 
 def _user(version: int, turn: Turn, tokenizer: Tokenizer) -> list[int]:

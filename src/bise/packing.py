@@ -26,7 +26,8 @@ class Chosen(Protocol):
 def _rows(values: Floats | None, offset: int = 0) -> Bytes:
     """(..., R) integers -> (R, k), in the order of the columns; `offset` makes signed ones unsigned."""
     assert values is not None
-    return (values.T.reshape(values.shape[-1], -1) + offset).astype(np.int16).astype(np.uint8)
+    rows: Bytes = (values.T.reshape(values.shape[-1], -1) + offset).astype(np.int16).astype(np.uint8)
+    return rows
 
 
 def _half(values: Floats | None) -> Bytes:
@@ -38,23 +39,26 @@ def _half(values: Floats | None) -> Bytes:
 def _nibbles(q: Bytes, apart: int) -> Bytes:
     """(R, k) -> (R, k / 2): of every 2 * apart levels, the first half in the low nibbles."""
     halves = q.reshape(len(q), -1, 2, apart)
-    return (halves[:, :, 0] & 15 | halves[:, :, 1] << 4).reshape(len(q), -1)
+    bytes: Bytes = halves[:, :, 0] & np.uint8(15) | halves[:, :, 1] << np.uint8(4)
+    return bytes.reshape(len(q), -1)
 
 
 def _pairs(q: Bytes, apart: int) -> Bytes:
     """(R, k) -> (R, k / 4): of every 4 * apart levels, the lowest two bits of each quarter."""
-    quarters = q.reshape(len(q), -1, 4, apart) & 3
-    return (quarters << np.array([0, 2, 4, 6], np.uint8)[:, None]).sum(axis=2, dtype=np.uint8).reshape(len(q), -1)
+    quarters = q.reshape(len(q), -1, 4, apart) & np.uint8(3)
+    pairs: Bytes = (quarters << np.array([0, 2, 4, 6], np.uint8)[:, None]).sum(axis=2, dtype=np.uint8)
+    return pairs.reshape(len(q), -1)
 
 
 def _bits(q: Bytes, apart: int) -> Bytes:
     """(R, 8 * apart) -> (R, apart): bit 0 of every level, that of the first `apart` lowest."""
-    eighths = q.reshape(len(q), 8, apart) & 1
-    return (eighths << np.arange(8, dtype=np.uint8)[:, None]).sum(axis=1, dtype=np.uint8)
+    eighths = q.reshape(len(q), 8, apart) & np.uint8(1)
+    bits: Bytes = (eighths << np.arange(8, dtype=np.uint8)[:, None]).sum(axis=1, dtype=np.uint8)
+    return bits
 
 
 def _fifth_bits(q: Bytes) -> Bytes:
-    return np.packbits(q >> 4 & 1, axis=1, bitorder="little")
+    return np.packbits(q >> np.uint8(4) & np.uint8(1), axis=1, bitorder="little")
 
 
 def _six_bits(scales: Bytes, minima: Bytes) -> Bytes:
@@ -64,7 +68,8 @@ def _six_bits(scales: Bytes, minima: Bytes) -> Bytes:
 
 
 def _codes(c: Chosen) -> Bytes:
-    return np.searchsorted(IQ4_VALUES, c.q.T.reshape(c.q.shape[-1], -1)).astype(np.uint8)
+    codes: Bytes = np.searchsorted(IQ4_VALUES, c.q.T.reshape(c.q.shape[-1], -1)).astype(np.uint8)
+    return codes
 
 
 def _joined(*parts: Bytes) -> Bytes:
@@ -72,13 +77,14 @@ def _joined(*parts: Bytes) -> Bytes:
 
 
 def _q2_k(c: Chosen) -> Bytes:
-    scales = _rows(c.scale) | _rows(c.minimum) << 4
+    scales = _rows(c.scale) | _rows(c.minimum) << np.uint8(4)
     return _joined(scales, _pairs(_rows(c.q), 32), _half(c.d), _half(c.least))
 
 
 def _q3_k(c: Chosen) -> Bytes:
     q, scales = _rows(c.q, 4), _rows(c.scale, 32)
-    return _joined(_bits(q >> 2, 32), _pairs(q, 32), _nibbles(scales, 8), _pairs(scales >> 4, 4), _half(c.d))
+    high, scale_high = q >> np.uint8(2), scales >> np.uint8(4)
+    return _joined(_bits(high, 32), _pairs(q, 32), _nibbles(scales, 8), _pairs(scale_high, 4), _half(c.d))
 
 
 def _q4_k(c: Chosen) -> Bytes:
@@ -87,12 +93,12 @@ def _q4_k(c: Chosen) -> Bytes:
 
 def _q5_k(c: Chosen) -> Bytes:
     q, scales = _rows(c.q), _six_bits(_rows(c.scale), _rows(c.minimum))
-    return _joined(_half(c.d), _half(c.least), scales, _bits(q >> 4, 32), _nibbles(q, 32))
+    return _joined(_half(c.d), _half(c.least), scales, _bits(q >> np.uint8(4), 32), _nibbles(q, 32))
 
 
 def _q6_k(c: Chosen) -> Bytes:
     q = _rows(c.q, 32)
-    return _joined(_nibbles(q, 64), _pairs(q >> 4, 32), _rows(c.scale), _half(c.d))
+    return _joined(_nibbles(q, 64), _pairs(q >> np.uint8(4), 32), _rows(c.scale), _half(c.d))
 
 
 def _iq4_xs(c: Chosen) -> Bytes:

@@ -19,36 +19,42 @@ Arrays: x, w (n, subs, R): R blocks, each of `subs` sub-blocks of n neighbouring
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from .errors import RequestError
 from .packing import PACK
-from .quant import IQ4_VALUES, TYPES, Bytes, Floats, QTensor
-
-Snap = Callable[[Floats], Floats]  # values in units of the scale -> the nearest levels
+from .quant import IQ4_VALUES, Floats, QTensor
 
 AGAIN = 2  # rounds of levels for a scale, scale for the levels, after the targets
 SETTLE = 2  # rounds of integers for a float16, float16 for the integers
-BEYOND, ASIDE = (-1.25, -0.5, 0.25, 1.0), (-0.375, -0.125, 0.125, 0.375)  # levels; see `_fit_line`
+BEYOND, ASIDE = (-1.75, -1.0, -0.25, 0.5, 1.25), (-0.375, -0.125, 0.125, 0.375)  # levels; see `_fit_line`
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Levels from `low` to `high` at distance 1, or a table of them; targets: levels at which a search tries the value
-    of largest magnitude."""
+    """Levels from `low` to `high` at distance 1, or a table of them. A search tries the value of largest magnitude at
+    `first`, at `step` more, ... at `last`, and at minus these: inside the range, at its end and a little beyond."""
 
     low: float
     high: float
-    targets: tuple[float, ...] = ()
+    first: float = 0
+    last: float = -1
+    step: float = 1
     table: Floats | None = None
 
     def snap(self, values: Floats) -> Floats:
+        """Values in units of the scale -> the nearest levels."""
         if self.table is None:
             return np.rint(np.clip(values, np.float32(self.low), np.float32(self.high)))
         return self.table[np.searchsorted((self.table[1:] + self.table[:-1]) / 2, values)]
+
+    def targets(self) -> Iterator[np.float32]:
+        for target in np.arange(self.first, self.last + self.step / 2, self.step, np.float32):
+            yield target
+            yield -target
 
 
 @dataclass(frozen=True)
@@ -63,14 +69,14 @@ class Rounding:
     minima: bool = False
 
 
-BITS8 = Grid(-128, 127, (-128, -127.5, -127, -126.5, 126.5, 127, 127.5))
-BITS6 = Grid(-32, 31, (-33.75, -33, -32.25, -31.5, -30.75, -30, 30, 30.75, 31.5, 32.25, 33, 33.75))
-BITS5 = Grid(-16, 15, (-17.25, -16.5, -15.75, -15, 15, 15.75, 16.5, 17.25))
-BITS4 = Grid(-8, 7, (-9, -8.5, -8, -7.5, -7, 6.5, 7, 7.5, 8))
-BITS3 = Grid(-4, 3, (-5, -4.5, -4, -3.5, -3, 2.5, 3, 3.5, 4))
-TABLE = Grid(-127, 113, (-138, -130, -122, -114, -106, 98, 106, 114, 122, 130), IQ4_VALUES)
-TO_63 = Grid(0, 63, (61.5, 62, 62.5, 63, 63.5))
-TO_15 = Grid(0, 15, (14, 14.5, 15, 15.5))
+BITS8 = Grid(-128, 127, 120, 128)
+BITS6 = Grid(-32, 31, 24, 34)
+BITS5 = Grid(-16, 15, 13, 17, 0.5)
+BITS4 = Grid(-8, 7, 6, 9, 0.5)
+BITS3 = Grid(-4, 3, 2.5, 5, 0.5)
+TABLE = Grid(-127, 113, 98, 138, 8, IQ4_VALUES)
+TO_63 = Grid(0, 63, 61.5, 63.5, 0.5)
+TO_15 = Grid(0, 15, 14, 15.5, 0.5)
 
 ROUNDING: dict[str, Rounding] = {
     "Q8_0": Rounding(32, 1, BITS8),
@@ -143,10 +149,10 @@ def _by_element(array: Floats, kind: Rounding) -> Floats:
 
 def _total(terms: Floats) -> Floats:
     """The sum over the first axis, one after the other (NumPy's own sums add pairs)."""
-    sum = np.zeros_like(terms[0])
+    total: Floats = np.zeros_like(terms[0])
     for term in terms:
-        sum = sum + term
-    return sum
+        total = total + term
+    return total
 
 
 def _inverse(values: Floats) -> Floats:
@@ -180,8 +186,8 @@ def _fit(x: Floats, w: Floats, grid: Grid) -> tuple[Floats, Floats]:
         s = a * _inverse(c)
         best = _where(a * s > best[0], (a * s, s, c), best)
 
-    for target in grid.targets:
-        attempt(np.float32(target) * _inverse(top))
+    for target in grid.targets():
+        attempt(target * _inverse(top))
     for _ in range(AGAIN):
         attempt(_inverse(best[1]))
     return best[1], best[2]

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+
 from .disk import Mapped, looks_like, read_small, replacing
 from .errors import FormatError, RequestError, UnsupportedError
 from .quant import Planned, QTensor, made
@@ -26,6 +28,7 @@ WIDTHS = {
 }  # fmt: skip
 Progress = Callable[[int, int], None]
 READ = ("F32", "F16", "BF16")  # the types that become a QTensor; they are called the same there
+SAVED = {"F32": "<f4", "F64": "<f8", "U8": "|u1", "I64": "<i8"}  # what `save` takes, as NumPy calls it
 
 
 @dataclass(frozen=True)
@@ -275,3 +278,31 @@ def write_shards(
 def _later(progress: Progress | None, before: int, total: int) -> Progress | None:
     """Progress of one shard, told as progress of them all."""
     return None if progress is None else lambda done, _: progress(before + done, total)
+
+
+def save(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Arrays of any kind in SAVED, whole or not at all: what a program keeps for itself. `load` gives them back."""
+    kinds = {dtype: name for name, dtype in SAVED.items()}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, array in arrays.items():
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": kinds[array.dtype.str], "shape": list(array.shape), "data_offsets": [begin, end]}
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    with replacing(path) as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array).data if array.size else b"")
+
+
+def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """-> what `save` was given, the arrays read into memory. FormatError."""
+    file = Mapped(path)
+    header = parse(file.data.data, file.size, str(path))
+    arrays = {}
+    for name, place in header.tensors.items():
+        if place.type not in SAVED:
+            raise FormatError(f"{path}: tensor {name!r} is {place.type}, expected one of {', '.join(SAVED)}")
+        arrays[name] = file.data[place.begin : place.end].copy().view(SAVED[place.type]).reshape(place.shape)
+    return arrays, header.metadata

@@ -73,4 +73,4 @@ def _refuse(line: str) -> int:
     return 2
 
 
-from . import chat, generate, serve, info, models, bench, convert, merge, eval  # noqa: E402, F401, I001  # each adds its verb, in the order of the help page
+from . import chat, generate, serve, info, models, bench, convert, quantize, tune, merge, eval  # noqa: E402, F401, I001  # each adds its verb, in the order of the help page

@@ -53,6 +53,15 @@ Quality is judged by these rather than by perplexity, in which losses and lucky 
 and cut compare; scoring is as in 'bise eval perplexity'.
 """
 
+IMPORTANCE_EXAMPLES = """[bold]Examples[/]
+
+[cyan]bise eval importance mistral-7b-v0.1.f16.gguf calibration.txt -o imatrix.gguf[/]
+
+[cyan]bise eval importance model.f16.gguf chats.jsonl --add imatrix.gguf -o both.gguf[/]  both texts count
+
+[cyan]bise eval importance model.f16.gguf --add theirs.dat -o theirs.gguf[/]  from the older format to the newer
+"""
+
 evals = typer.Typer(
     rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -162,7 +171,7 @@ def kl(
     _print_bins(found.by_position(), {"kl": ">KL", "same_top": ">same top", "ratio": ">perplexity ratio"})
 
 
-@evals.command()
+@evals.command(epilog=IMPORTANCE_EXAMPLES)
 @grouped
 def importance(
     *,
@@ -315,4 +324,4 @@ def _print_bins(rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
         [f"{row['first']:,}–{row['last']:,}", *(row[c].percent() if c == "same_top" else str(row[c]) for c in columns)]
         for row in rows
     ]
-    print_table([">position", *columns.values()], lines, "By position in the chunk")
+    print_table([">in the chunk", *columns.values()], lines, "By position")

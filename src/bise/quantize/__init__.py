@@ -22,7 +22,7 @@ from .. import gguf, names
 from ..errors import RequestError
 from ..quant import TYPES, Floats, Planned, nbytes
 from ..rounding import prepared
-from ..weights import Weights
+from ..weights import Shapes, Weights
 from . import recipe
 from .tensors import Round, by_kernels, retyped
 
@@ -93,28 +93,27 @@ class Informed:
 def plan(
     weights: Weights,
     out: str | os.PathLike[str],
-    type: str,
+    type: str | None,
     informed: Informed | None = None,
     keep: Mapping[str, str] | None = None,
     types: Mapping[str, str] | None = None,
 ) -> Plan:
     """What `write` will do. Reads headers only.
 
-    type   a name in `recipe.RECIPES`
+    type   a name in `recipe.RECIPES`; None with `types`
     keep   canonical names ("output", "blk.0.attn_v") or parts of all layers ("attn_v") -> types that they shall have
-    types  canonical name -> type, in place of the recipe's (`bits.search`); `type` then only names the file
+    types  canonical name -> type, in place of a recipe's: `bits.search`
     RequestError for what cannot be: a wrong name, a file that is there already, too small a disk, foreign importance.
     """
     out = Path(out)
     _check_target(weights, out)
     shapes = {own: entry.shape for own, entry in weights.entries.items()}
     group = weights.config.n_heads // weights.config.n_kv_heads
-    chosen = dict(types or recipe.types(type, shapes, group, informed is not None))
+    chosen = dict(types or recipe.types(str(type), shapes, group, informed is not None))
     for what, kind in (keep or {}).items():
         chosen |= _kept(what, kind, shapes)
-    importance = _weights(informed, shapes) if informed else {}
-    keys = _keys(weights, recipe.RECIPES[type].file_type) | (informed.keys() if informed else {})
-    made = Plan(weights, out, chosen, importance, keys)
+    keys = _keys(weights, _file_type(type, chosen, shapes)) | (informed.keys() if informed else {})
+    made = Plan(weights, out, chosen, weighed(informed, shapes), keys)
     free = shutil.disk_usage(out.parent).free
     if made.nbytes > free:
         raise RequestError(f"{out}: {made.nbytes:,} bytes are needed, {free:,} are free: choose a smaller --type")
@@ -164,7 +163,7 @@ def _check_target(weights: Weights, out: Path) -> None:
         raise RequestError(f"{out}: there is no folder {out.parent}: make it first")
 
 
-def _kept(what: str, kind: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+def _kept(what: str, kind: str, shapes: Shapes) -> dict[str, str]:
     """The tensors that --keep means, each checked against the type."""
     if kind not in TYPES:
         raise RequestError(f"--keep {what}={kind:.40}: expected a type, one of {', '.join(TYPES)}")
@@ -181,14 +180,26 @@ def _kept(what: str, kind: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
     return dict.fromkeys(found, kind)
 
 
-def _weights(informed: Informed, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Floats]:
+def _file_type(type: str | None, chosen: Mapping[str, str], shapes: Shapes) -> int:
+    """llama.cpp's number of the recipe, or of the first whose base has most of the bytes."""
+    if type is not None:
+        return recipe.RECIPES[type].file_type
+    sizes: dict[str, int] = {}
+    for own, kind in chosen.items():
+        sizes[kind] = sizes.get(kind, 0) + nbytes(kind, shapes[own])
+    main = max(sizes, key=lambda kind: sizes[kind])
+    return next((found.file_type for found in recipe.RECIPES.values() if found.base == main), 0)
+
+
+def weighed(informed: Informed | None, shapes: Shapes) -> dict[str, Floats]:
+    """Canonical name -> (cols,) weights for the search. RequestError for another model's importance."""
+    if informed is None:
+        return {}
     for own, means in informed.means.items():
         shape = shapes.get(own)
         if shape is None or len(shape) != 2 or len(means) != shape[1]:
             has = "no such matrix" if shape is None else f"{shape[-1]:,}"
-            raise RequestError(
-                f"importance of {own!r} has {len(means):,} columns, the model has {has}: another model's"
-            )
+            raise RequestError(f"importance of {own!r} has {len(means):,} columns, the model {has}: another model's")
     missing = [own for own, shape in shapes.items() if len(shape) == 2 and own not in informed.means]
     if unexpected := [own for own in missing if own not in ("token_embd", "output")]:
         log.warning("no importance is known of %d matrices, first %s: all their columns count alike",

@@ -20,7 +20,7 @@ NARROWER = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", 
 
 @dataclass(frozen=True)
 class Spot:
-    """What an exception may depend on. group: query heads per key/value head; informed: there is an importance matrix."""
+    """What an exception may depend on. group: query heads per key/value head; informed: importance is known."""
 
     layer: int
     layers: int
@@ -101,14 +101,14 @@ RECIPES: dict[str, Recipe] = {
         "attn_v": (("Q5_K", shared),), "ffn_down": (("Q5_K", uninformed(first(8))),)}),
     "IQ4_XS": Recipe(30, "IQ4_XS", exceptions={
         "attn_v": (("Q5_K", shared),), "ffn_down": (("Q5_K", uninformed(first(8))),)}),
-    "Q3_K_L": Recipe(13, "Q3_K", exceptions={
-        "attn_v": (("Q5_K", always),), "ffn_down": (("Q5_K", always),), "attn_output": (("Q5_K", always),)}),
     "Q3_K_M": Recipe(12, "Q3_K", exceptions={
         "attn_v": (("Q4_K", always), ("Q5_K", before(2)), _BIG),
         "ffn_down": (("Q4_K", always), ("Q5_K", first(16))), "attn_output": (("Q4_K", always),)}),
+    "Q3_K_L": Recipe(13, "Q3_K", exceptions={
+        "attn_v": (("Q5_K", always),), "ffn_down": (("Q5_K", always),), "attn_output": (("Q5_K", always),)}),
     "Q3_K_S": Recipe(11, "Q3_K", exceptions={"attn_v": (_BIG,)}),
     "Q2_K": Recipe(10, "Q2_K", exceptions={
-        "attn_v": (("Q3_K", always), ("Q4_K", shared), ),
+        "attn_v": (("Q3_K", always), ("Q4_K", shared), _BIG),
         "ffn_down": (("Q3_K", always),), "attn_output": (("Q3_K", always),)}),
 }  # fmt: skip
 

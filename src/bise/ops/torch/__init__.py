@@ -10,28 +10,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..quant import QTensor
-from . import Ring
+from ...quant import QTensor
+from .. import Ring, Weight
+from .attention import attend_whole
+from .entropy import logprobs
+from .product import Strips, linear
+from .pointwise import rms_norm, rope, swiglu
+from .weights import Adapted, Frozen, Nf4
 
 _KEPT = {"F16": torch.float16, "BF16": torch.bfloat16}  # these stay what the file stores; the rest becomes float32
 
 
 class Torch:
-    """Activations are float32; a product with a 16-bit weight is made in that weight's type."""
+    """Activations are float32; a product with a 16-bit weight is made in that weight's type.
+
+    keep  what matrices are kept as: "floats" (16 bits where the file has them, else 32), "file" (as the file has them,
+          decoded when they are used), "nf4" (4-bit NormalFloats, those that the file has as floats)
+    """
 
     name = "torch"
     exact = False
 
-    def __init__(self, device: str = "cpu") -> None:
-        self.device = torch.device(device)
+    def __init__(self, device: str = "cpu", keep: str = "floats") -> None:
+        self.device, self.keep = torch.device(device), keep
+        self._strips = Strips()
 
-    def weight(self, tensor: QTensor) -> Tensor:
+    def weight(self, tensor: QTensor) -> Any:
+        if len(tensor.shape) == 2 and self.keep == "nf4" and tensor.type in ("F32", "F16", "BF16"):
+            return Nf4(torch.from_numpy(np.array(tensor.dequantise())).to(self.device))
+        if len(tensor.shape) == 2 and self.keep != "floats" and tensor.type != "F32":
+            return Frozen(tensor, self.device)
+        return self._floats(tensor)
+
+    def table(self, tensor: QTensor) -> Any:
+        if self.keep != "floats" and tensor.type != "F32":
+            return Frozen(tensor, self.device)
+        return self._floats(tensor)
+
+    def _floats(self, tensor: QTensor) -> Tensor:
         if len(tensor.shape) == 2 and tensor.type in _KEPT:
             raw = torch.from_numpy(np.array(tensor.data)).view(_KEPT[tensor.type])
             return raw.reshape(tensor.shape).to(self.device)
         return torch.from_numpy(np.array(tensor.dequantise())).to(self.device)
-
-    table = weight
 
     def ring(self, sequences: int, kv_heads: int, size: int, head_dim: int, kv: str) -> Ring:
         shape = (sequences, kv_heads, size, head_dim)
@@ -48,23 +68,22 @@ class Torch:
     def numpy(self, values: Tensor) -> np.ndarray:
         return np.asarray(values.detach().cpu().numpy())
 
-    def embed(self, table: Tensor, tokens: Any) -> Tensor:
-        return F.embedding(torch.as_tensor(tokens, dtype=torch.long, device=self.device), table).float()
+    def embed(self, table: Tensor | Frozen, tokens: Any) -> Tensor:
+        ids = torch.as_tensor(tokens, dtype=torch.long, device=self.device)
+        return table.rows(ids) if isinstance(table, Frozen) else F.embedding(ids, table).float()
 
-    def linear(self, x: Tensor, *ws: Tensor) -> Any:
-        ys = tuple(F.linear(x.to(w.dtype), w).float() for w in ws)
+    def linear(self, x: Tensor, *ws: Weight) -> Any:
+        ys = linear(self._strips, x, ws)
         return ys if len(ys) > 1 else ys[0]
 
     def rms_norm(self, x: Tensor, w: Tensor, eps: float) -> Tensor:
-        return F.rms_norm(x, w.shape, w, eps)
+        return rms_norm(x, w, eps)
 
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        a, b = x.reshape(len(x), -1, cos.shape[1], 2).unbind(-1)  # (T, H, D/2) each
-        c, s = cos[:, None], sin[:, None]
-        return torch.stack([a * c - b * s, a * s + b * c], dim=-1).reshape(x.shape)
+        return rope(x, cos, sin)
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
-        return F.silu(gate) * up
+        return swiglu(gate, up)
 
     def store(self, ring: Ring, spans: np.ndarray, k: Tensor, v: Tensor) -> None:
         for sequences, rows, positions in _alike(spans, self.device):
@@ -91,6 +110,20 @@ class Torch:
             y = F.scaled_dot_product_attention(heads, keys, values, attn_mask=visible, enable_gqa=True)
             out[rows] = y.transpose(1, 2).flatten(2)
         return out
+
+    def lengths(self, w: Adapted) -> Tensor:
+        """(out,): the length of each row of the adapted weight."""
+        return self._strips.lengths(w)
+
+    def attend_whole(
+        self, q: Tensor, k: Tensor, v: Tensor, spans: np.ndarray, window: int | None, head_dim: int
+    ) -> Tensor:
+        """`attend` where every sequence begins and ends in this step: q (T, H*D), k and v (T, G*D) -> (T, H*D)."""
+        return attend_whole(q, k, v, spans, window, head_dim)
+
+    def logprobs(self, states: Tensor, output: Any, targets: Any) -> Tensor:
+        """states (R, dim), targets (R,) ids -> (R,) log p(target), the logits never all there at once."""
+        return logprobs(self._strips, states, output, torch.as_tensor(targets, dtype=torch.long, device=self.device))
 
 
 def _alike(spans: np.ndarray, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -1,0 +1,321 @@
+"""What a run will hold in memory, predicted part by part before anything is loaded; and the micro-batch that fits.
+
+The most is held in one of two places: where the logits are, at the end of the way forward, or in the last layer on the
+way back (with checkpointing: in any layer, which is then computed once more). Sizes follow from what the functions of
+ops/torch keep for their way back; the tests hold them against what torch's allocator counts and what the system says.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..config import Config
+from ..errors import RequestError
+from ..ops.torch import entropy
+from ..ops.torch import weights as matrices
+from ..ops.torch.product import STRIP
+from ..weights import Weights, expected_shapes
+from .sample import Example, Pair, Sample, Verdict
+
+FLOAT = 4  # bytes
+LINEAR = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+START = 32 << 20  # what the first step brings besides tensors: code of torch and MKL, their threads' buffers. Measured
+LARGE = 1 << 18  # bytes from which malloc asks the system for pages of their own, and gives them back at once
+STEPS = 64  # tokens: micro-batches are planned in multiples of it
+MOST = 8192  # tokens of a micro-batch: more of them are no faster
+_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
+
+
+# what is asked for
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and the way it is to be taught: all that memory depends on, but for the rows.
+
+    types    canonical name -> type of its file
+    base     "as it is" | "nf4";  method "lora" | "dora" | "full";  bits: of the optimiser's averages
+    """
+
+    config: Config
+    types: Mapping[str, str]
+    sizes: Mapping[str, int]  # bytes in the file
+    method: str = "lora"
+    rank: int = 16
+    targets: Sequence[str] = ()
+    base: str = "as it is"
+    bits: int = 32
+
+    @classmethod
+    def of(
+        cls, weights: Weights, method: str, rank: int, targets: Sequence[str], base: str = "as it is", bits: int = 32
+    ) -> Subject:
+        """Reads nothing but headers."""
+        entries = weights.entries
+        types = {name: entry.type for name, entry in entries.items()}
+        sizes = {name: entry.nbytes for name, entry in entries.items()}
+        return cls(weights.config, types, sizes, method, rank, tuple(targets), base, bits)
+
+    @property
+    def trained(self) -> int:
+        """Numbers that are trained."""
+        shapes = {name: shape for name, shape in expected_shapes(self.config).items() if name in self.types}
+        if self.method == "full":
+            return sum(_count(shape) for shape in shapes.values())
+        found = 0
+        for name, shape in shapes.items():
+            if name.rpartition(".")[2] in self.targets:
+                found += self.rank * sum(shape) + (shape[0] if self.method == "dora" else 0)
+        return found
+
+
+@dataclass(frozen=True)
+class Load:
+    """A micro-batch: rows that are read, rows that are learnt from, and whether it holds more than one sequence."""
+
+    tokens: int
+    learnt: int
+    many: bool = False
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> Load:
+        samples = [sample for example in examples for sample in samples_of(example)]
+        tokens = sum(len(sample) - 1 for sample in samples if sample.targets)
+        return cls(tokens, sum(sample.targets for sample in samples), len(samples) > 1)
+
+
+def samples_of(example: Example) -> list[Sample]:
+    if isinstance(example, Pair):
+        return [example.chosen, example.rejected]
+    return [example.answer] if isinstance(example, Verdict) else [example]
+
+
+# prediction: everything in bytes
+
+
+def predict(subject: Subject, load: Load, checkpointing: bool, process: int | None = None) -> dict[str, int]:
+    """Bytes of every part at the moment when the most is held. process: what is held before the model is loaded."""
+    c, trained = subject.config, subject.trained
+    kept, work = _on_the_way(subject, load, checkpointing)
+    averages = 2 * FLOAT * trained if subject.bits == 32 else 2 * trained * (1 + FLOAT / matrices.GROUP)
+    return {
+        "process": (resident() if process is None else process) + START,
+        "frozen weights": 0 if subject.method == "full" else sum(_held(subject, name) for name in subject.types),
+        "decoded weights": _decoded(subject),
+        "trained": FLOAT * trained,
+        "gradients": FLOAT * trained,
+        "optimiser": int(averages),
+        "kept for the way back": kept,
+        "work": work + FLOAT * load.tokens * c.head_dim,  # and the tables of RoPE
+    }
+
+
+def _held(subject: Subject, name: str) -> int:
+    """A frozen tensor: NF4 where that was asked for, else as its file has it."""
+    shape = expected_shapes(subject.config)[name]
+    floats = subject.types[name] in ("F32", "F16", "BF16")
+    if subject.base == "nf4" and floats and len(shape) == 2 and name != "token_embd":
+        scales = _count(shape) // matrices.BLOCK
+        return _count(shape) // 2 + scales + FLOAT * (scales // matrices.GROUP)
+    return FLOAT * _count(shape) if len(shape) == 1 else subject.sizes[name]
+
+
+def _decoded(subject: Subject) -> int:
+    """The strip that weights in less than 32 bits are decoded into."""
+    if subject.method == "full":
+        return 0
+    if subject.base == "as it is" and set(subject.types.values()) == {"F32"}:
+        return 0
+    largest = max(_count(shape) for shape in expected_shapes(subject.config).values())
+    return FLOAT * min(STRIP, largest)
+
+
+def _on_the_way(subject: Subject, load: Load, checkpointing: bool) -> tuple[int, int]:
+    """(what is kept for the way back, what else there is at the moment when the most is held)."""
+    c, every, last = subject.config, _Layer(subject, load, load.tokens), _Layer(subject, load, load.learnt)
+    logits = _logits(subject, load)
+    if not checkpointing:
+        kept = (c.n_layers - 1) * every.kept + last.kept
+        return kept, max(logits, last.back)
+    inputs = c.n_layers * FLOAT * load.tokens * c.dim
+    again = max(layer.kept + layer.back for layer in ([every, last] if c.n_layers > 1 else [last]))
+    return inputs, max(logits, again - FLOAT * load.tokens * c.dim)
+
+
+class _Layer:
+    """Bytes that one layer keeps of a micro-batch, and what its way back takes besides. Its feed-forward part sees
+    `learnt` rows."""
+
+    def __init__(self, subject: Subject, load: Load, learnt: int) -> None:
+        c = subject.config
+        queries, keys = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+        inner = [0 if subject.method == "full" or part not in subject.targets else subject.rank for part in LINEAR]
+        attention = (
+            c.dim  # what came in: its norm is made again
+            + queries + 2 * keys  # turned queries and keys, values
+            + queries * (2 if load.many else 1)  # what attention gives; several sequences are put together in a copy
+            + c.n_heads  # log of the sum of each query's weights
+            + sum(inner[:4])  # A x of the adapters
+        )  # fmt: skip
+        feed_forward = c.dim + 2 * c.hidden_dim + sum(inner[4:])  # the stream between, gate and up: the rest again
+        gate = 3 * c.hidden_dim + c.dim  # gradients of the gated, of gate and of up; that of the stream
+        attend = 2 * queries + 2 * keys + c.dim  # gradients of what attention gave, of q, k and v; of the stream
+        product = learnt * 2 * (c.hidden_dim + c.dim) + c.dim * c.hidden_dim  # and that of the weight, to be added
+        self.kept = FLOAT * (load.tokens * attention + learnt * feed_forward)
+        after = FLOAT * (load.tokens * attend - learnt * feed_forward)  # the feed-forward part's is gone by then
+        self.back = max(FLOAT * learnt * gate, after, FLOAT * product if subject.method == "full" else 0)
+
+
+def _logits(subject: Subject, load: Load) -> int:
+    """Logits of as many rows as are computed at once (where the output matrix learns, three times over), beside the
+    last states, their norm and its gradient."""
+    c = subject.config
+    rows = min(load.learnt, max(1, entropy.LOGITS // c.vocab_size))
+    learns = subject.method == "full" or "output" in subject.targets
+    weight = c.vocab_size * c.dim if subject.method == "full" else 0  # its gradient, to be added
+    return FLOAT * (rows * (c.vocab_size * (3 if learns else 1) + c.dim) + 3 * load.learnt * c.dim + weight)
+
+
+def _count(shape: Sequence[int]) -> int:
+    return shape[0] * (shape[1] if len(shape) > 1 else 1)
+
+
+# the plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """parts: bytes by name; micro: tokens of a micro-batch; limit: bytes that may be used, None: not said."""
+
+    parts: Mapping[str, int]
+    micro: int
+    checkpointing: bool
+    limit: int | None = None
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    def facts(self) -> dict[str, Any]:
+        """For the run's card."""
+        return {"parts": dict(self.parts), "bytes": self.total, "limit": self.limit, "micro": self.micro,
+                "checkpointing": self.checkpointing}  # fmt: skip
+
+    def rows(self) -> list[tuple[str, int, float]]:
+        """(part, bytes, share of all), the largest first."""
+        return [(name, size, size / self.total) for name, size in sorted(self.parts.items(), key=lambda p: -p[1])]
+
+
+def plan(
+    subject: Subject, examples: Sequence[Example], step: int, limit: int | None = None, process: int | None = None,
+    micro: int | None = None, checkpointing: bool | None = None,
+) -> Plan:  # fmt: skip
+    """The largest micro-batch within `limit` bytes, without checkpointing if the longest row fits so; what is given
+    (micro, checkpointing) is kept. step: tokens of a step. RequestError with the numbers where nothing fits."""
+    longest = max(sum(len(sample) for sample in samples_of(example)) for example in examples)
+    share = max(_learnt_share(example) for example in examples)
+    least = -(-longest // STEPS) * STEPS
+    top = max(least, min(MOST, step))
+    smaller = range(top, least, -max(STEPS, (top - least) // 32))
+    sizes = [*smaller, least] if micro is None else [micro]
+    process = resident() if process is None else process
+    for run_again in (False, True) if checkpointing is None else (checkpointing,):
+        for tokens in sizes:
+            rows = max(tokens, longest)
+            load = Load(rows, int(share * rows), many=tokens > longest or isinstance(examples[0], Pair))
+            found = Plan(predict(subject, load, run_again, process), tokens, run_again, limit)
+            if limit is None or found.total <= limit:
+                return found
+    raise RequestError(_refusal(subject, found, longest))
+
+
+def _learnt_share(example: Example) -> float:
+    load = Load.of([example])
+    return load.learnt / max(1, load.tokens)
+
+
+def _refusal(subject: Subject, found: Plan, longest: int) -> str:
+    """What was needed, for what, and what would help most: never a guess, each remedy is computed."""
+    assert found.limit is not None
+    on_the_way = found.parts["kept for the way back"] + found.parts["work"]
+    fixed = found.total - on_the_way
+    named = ", ".join(f"{name} {_gib(size)}" for name, size, share in found.rows() if share >= 0.05)
+    remedies = [] if fixed >= found.limit else [
+        f"rows of at most {int(longest * (found.limit - fixed) / on_the_way):,} tokens (--max-length)"
+    ]  # fmt: skip
+    if subject.method == "full":
+        remedies.append("--method lora")
+    elif subject.base != "nf4" and {"F32", "F16", "BF16"} & set(subject.types.values()):
+        remedies.append("--base nf4, or a quantised file")
+    if subject.bits == 32 and found.parts["optimiser"] > 0.05 * found.total:
+        remedies.append(f"--bits 8 (saves {_gib(found.parts['optimiser'] * 3 // 4)})")
+    return (
+        f"the smallest step needs {_gib(found.total)} and {_gib(found.limit)} may be used ({named}): "
+        f"{'; '.join([*remedies, f'--memory {_gib(found.total)}'])}"
+    )
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f}g" if size >= 2**30 else f"{size / 2**20:.0f}m"
+
+
+def read_size(text: str) -> int:
+    """ "16g", "900m", "1.5G" -> bytes (GiB, MiB). RequestError otherwise."""
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)\s*([gm])(?:i?b)?", text.strip().lower())
+    if not match or not float(match[1]):
+        raise RequestError(f"memory is {text!r}, expected for example 16g or 900m")
+    return int(float(match[1]) * (1 << 30 if match[2] == "g" else 1 << 20))
+
+
+# measuring
+
+
+def steady() -> bool:
+    """Make malloc give large pieces back to the system as soon as they are freed. It would otherwise keep them, and
+    they lie between what lives longer: half a gigabyte of tensors then holds 0.7. False where there is no glibc."""
+    try:
+        return bool(ctypes.CDLL(None).mallopt(_THRESHOLD, LARGE))
+    except (OSError, AttributeError, TypeError):
+        return False
+
+
+def resident() -> int:
+    """Bytes of this process in memory, 0 where the system does not say."""
+    return _status("VmRSS")
+
+
+def free(share: float = 0.9) -> int | None:
+    """The most that this process may hold: this share of what the system could still give, and what it has. None
+    where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            found = re.search(r"^MemAvailable:\s+(\d+) kB", file.read(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(share * int(found[1]) * 1024) + resident() if found else None
+
+
+def peak() -> int:
+    """The most it has held since it began, or since `forget_peak`; bytes."""
+    return _status("VmHWM")
+
+
+def forget_peak() -> None:
+    try:
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
+    except OSError:
+        pass  # then the peak is that since the process began, which is no less
+
+
+def _status(key: str) -> int:
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            found = re.search(rf"^{key}:\s+(\d+) kB", file.read(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0

@@ -1,0 +1,124 @@
+"""What turns gradients into better weights: AdamW for adapters and fine-tuning, Muon beside it from scratch."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .flat import Flat
+from .moment import Moment
+from .muon import Muon
+
+STRIP = 1 << 18  # weights at a time, a multiple of BLOCK: what is computed in between stays in the cache
+
+
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2). bits: of the two averages, 32 or 8."""
+
+    def __init__(
+        self, flat: Flat, rate: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        decay: float = 0.0, bits: int = 32,
+    ) -> None:  # fmt: skip
+        self.flat, self.rate, self.betas, self.eps, self.decay = flat, rate, betas, eps, decay
+        n, device = len(flat.values), flat.values.device
+        self.first = Moment(n, bits, signed=True, device=device)
+        self.second = Moment(n, bits, signed=False, device=device)
+        self.steps = torch.zeros((), dtype=torch.int64)
+
+    @torch.no_grad()
+    def step(self, share: float) -> None:
+        """One step at this share of the peak rate."""
+        self.steps += 1
+        rate, t = self.rate * share, int(self.steps)
+        bias = [1 - beta**t for beta in self.betas]
+        n = len(self.flat.values)
+        for at in range(0, n, STRIP):
+            strip = slice(at, min(at + STRIP, n))
+            w, g = self.flat.values[strip], self.flat.gradient[strip]
+            m = self.first.read(strip).lerp_(g, 1 - self.betas[0])
+            v = self.second.read(strip).mul_(self.betas[1]).addcmul_(g, g, value=1 - self.betas[1])
+            w.mul_(1 - rate * self.decay)
+            w.addcdiv_(m, (v / bias[1]).sqrt_().add_(self.eps), value=-rate / bias[0])
+            self.first.write(strip, m)
+            self.second.write(strip, v)
+
+    def state(self) -> dict[str, Tensor]:
+        averages = {"first": self.first, "second": self.second}
+        state = {f"{name}.{key}": value for name, of in averages.items() for key, value in of.state().items()}
+        return {"steps": self.steps, **state}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.steps.copy_(state["steps"])
+        self.first.restore(_below("first", state))
+        self.second.restore(_below("second", state))
+
+
+class Optimiser:
+    """All trained tensors, each in the part that treats it: its rate, its decay, AdamW or Muon."""
+
+    def __init__(self, parts: Mapping[str, AdamW | Muon]) -> None:
+        self.parts = dict(parts)
+
+    @classmethod
+    def adamw(
+        cls, tensors: Mapping[str, Tensor], rate: float, betas: tuple[float, float] = (0.9, 0.999),
+        decay: float = 0.0, ratio: float = 1.0, bits: int = 32,
+    ) -> Optimiser:  # fmt: skip
+        """For adapters, or a whole model. ratio: B's rate over A's (LoRA+, Hayou et al. 2024, section 4); decay: of
+        matrices only."""
+        groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for name, tensor in tensors.items():
+            groups["vectors" if tensor.ndim < 2 else "b" if name.endswith(".b") else "matrices"][name] = tensor
+        return cls({
+            group: AdamW(Flat(members), rate * (ratio if group == "b" else 1), betas,
+                         decay=0.0 if group == "vectors" else decay, bits=bits)
+            for group, members in sorted(groups.items())
+        })  # fmt: skip
+
+    @classmethod
+    def muon(
+        cls, tensors: Mapping[str, Tensor], rate: float, matrix_rate: float, decay: float = 0.0, bits: int = 32
+    ) -> Optimiser:
+        """From scratch: Muon for the matrices of the blocks, AdamW for embedding, output and norms."""
+        inside = {n: t for n, t in tensors.items() if t.ndim == 2 and n.startswith("blk.")}
+        rest = {n: t for n, t in tensors.items() if n not in inside}
+        return cls({
+            "blocks": Muon(Flat(inside), matrix_rate, decay=decay),
+            "rest": AdamW(Flat(rest), rate, (0.9, 0.95), bits=bits),
+        })  # fmt: skip
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        return [part.flat.gradient for part in self.parts.values()]
+
+    def zero(self) -> None:
+        for part in self.parts.values():
+            part.flat.zero()
+
+    def clip(self, most: float | None) -> float:
+        """Scale all gradients so that their norm is at most `most` -> the norm before (Pascanu et al. 2013)."""
+        norm = math.sqrt(sum(float(torch.linalg.vector_norm(g)) ** 2 for g in self.gradients))
+        if most is not None and norm > most:
+            for gradient in self.gradients:
+                gradient.mul_(most / norm)
+        return norm
+
+    def step(self, share: float) -> None:
+        for part in self.parts.values():
+            part.step(share)
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"{name}.{key}": value for name, of in self.parts.items() for key, value in of.state().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        for name, part in self.parts.items():
+            part.restore(_below(name, state))
+
+
+def _below(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries under "name.", without it."""
+    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
