@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from bise.request import Request
 from bise.sampler import Sampler, Sampling
 from bise.scheduler import Scheduler
 from bise.session import Session
+from test_cli import Cli, cli  # noqa: F401
 from test_exact import CONFIG, tensors
 from test_lora import random_adapter
 from tiny import tiny_config, tiny_keys, tiny_tensors, tiny_weights
@@ -224,3 +226,21 @@ def test_fingerprint_of_an_adapter(model: bise.Model, folder: Path) -> None:
     changed = delta.b.copy()
     changed[0, 0] += 1e-3
     assert replace(a, deltas={**a.deltas, name: replace(delta, b=changed)}).id != a.id
+
+
+def test_from_the_command_line(cli: Cli, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    """--adapter beside the model; two of them, or another model's, are refused in one line."""
+    base = ["generate", "once upon", "--model", folder / "model.gguf", "-n", "12", "-q", "--json"]
+    plain, tuned = (cli(*base, *more) for more in ([], ["--adapter", folder / "a.gguf"]))
+    assert plain.code == tuned.code == 0 and plain.out != tuned.out, tuned.err
+    named = cli(*base, "--adapter", f"some={folder / 'a.gguf'}")
+    assert json.loads(named.out)["tokens"] == json.loads(tuned.out)["tokens"] != json.loads(plain.out)["tokens"]
+    twice = cli(*base, "--adapter", folder / "a.gguf", "--adapter", folder / "b.gguf")
+    assert twice.code == 2 and "given 2 times" in twice.err
+    wrong = cli(*base, "--adapter", f"a/b={folder / 'a.gguf'}")
+    assert wrong.code == 2 and "letters, digits" in wrong.err
+    gguf.write(tmp_path / "other.gguf", tiny_keys(CONFIG), tensors(tiny_weights(CONFIG, seed=9), "Q8_0"))
+    other = ["generate", "once", "--model", tmp_path / "other.gguf", "-n", "2", "-q", "--adapter", folder / "a.gguf"]
+    refused = cli(*other)
+    assert refused.code == 2 and "--any-base" in refused.err and len(refused.err.splitlines()) == 1
+    assert cli(*other, "--any-base").code == 0

@@ -6,8 +6,8 @@ from .adapter import Adapter, Delta, check_base, named
 from .files import read
 from .llama import write_gguf
 from .peft import write_peft
-from .placed import Adapted, Adapters, Placed
+from .placed import Adapters, Placed
 
 __all__ = [
-    "Adapted", "Adapter", "Adapters", "Delta", "Placed", "check_base", "named", "read", "write_gguf", "write_peft",
+    "Adapter", "Adapters", "Delta", "Placed", "check_base", "named", "read", "write_gguf", "write_peft",
 ]  # fmt: skip

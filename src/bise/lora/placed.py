@@ -21,7 +21,7 @@ from .adapter import Adapter, Delta, lengths
 Rows = Sequence[tuple[slice, "Placed"]]
 
 
-class Adapted(NamedTuple):
+class Named(NamedTuple):
     """A matrix of the base that adapters may add to, and its canonical name."""
 
     base: Weight
@@ -77,8 +77,11 @@ class Adapters:
         return cast(Ops, _Beside(self.ops, {count: rows, wanted_count: wanted})), self.parameters
 
     def _kind(self, weight: str) -> str:
-        """A and B are kept at 16 bits beside a weight that has no more: its own rounding is far coarser."""
+        """A and B are kept at 16 bits beside a weight that has no more: its own rounding is far coarser. Not by torch,
+        which would round the activations to 16 bits as well."""
         entries = self.weights.entries
+        if not self.ops.exact:
+            return "F32"
         return "F32" if entries[weight if weight in entries else "token_embd"].type == "F32" else "F16"
 
     def _factor(self, weight: str, delta: Delta) -> Array:
@@ -105,7 +108,7 @@ class _Beside:
     def __getattr__(self, verb: str) -> Any:
         return getattr(self._ops, verb)
 
-    def linear(self, x: Array, *ws: Adapted) -> Any:
+    def linear(self, x: Array, *ws: Named) -> Any:
         ys = self._ops.linear(x, *(w.base for w in ws))
         each = ys if len(ws) > 1 else (ys,)
         for rows, placed in self._rows[len(x)]:
@@ -142,7 +145,7 @@ def _adapted(parameters: Parameters) -> Parameters:
 
     def named(layer: Any, i: int) -> Any:
         matrices = {f.name: getattr(layer, f.name) for f in fields(layer) if not f.name.endswith("_norm")}
-        return replace(layer, **{part: Adapted(w, f"blk.{i}.{part}") for part, w in matrices.items()})
+        return replace(layer, **{part: Named(w, f"blk.{i}.{part}") for part, w in matrices.items()})
 
     blk = [named(layer, i) for i, layer in enumerate(parameters.blk)]
-    return replace(parameters, blk=blk, output=Adapted(parameters.output, "output"))
+    return replace(parameters, blk=blk, output=Named(parameters.output, "output"))

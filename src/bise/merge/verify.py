@@ -45,18 +45,19 @@ class Limits:
 
     kl: float
     share: float = 0.5
-    floor: float = 1e-4
+    floor: float = 1e-5
     same_top: float = 0.9
 
 
-# For exports of one type: of floats, six times and more what merging adapters into puff gave (LOG.md); of block
-# formats, some three times what is published for 7B models of that type.
+# For exports of one type: of floats six times, of block formats two to five times what merging adapters into puff gave.
+# The share is for all adapters: a small one is easily lost in the steps of a block format, however small KL is then.
 BY_TYPE = {
     "F32": Limits(1e-6, 0.01, 1e-6, 0.99), "F16": Limits(1e-5, 0.02, 1e-5, 0.98), "BF16": Limits(1e-4, 0.1, 3e-5, 0.98),
-    "Q8_0": Limits(4e-3, 0.5, 1e-3, 0.95), "Q6_K": Limits(1e-2, 0.5, 1e-3, 0.93), "Q5_K": Limits(2e-2, 0.5, 1e-3, 0.9),
-    "Q4_K": Limits(5e-2, 0.5, 1e-3, 0.87), "Q3_K": Limits(0.15, 0.5, 1e-3, 0.8), "Q2_K": Limits(0.4, 0.5, 1e-3, 0.7),
+    "Q8_0": Limits(4e-3, same_top=0.95), "Q6_K": Limits(1e-2, same_top=0.93), "Q5_K": Limits(2e-2, same_top=0.9),
+    "Q4_K": Limits(5e-2, same_top=0.87), "Q3_K": Limits(0.15, same_top=0.8), "Q2_K": Limits(0.4, same_top=0.7),
 }  # fmt: skip
-OTHERS = Limits(7e-2, 0.5, 1e-3, 0.85)  # other types of four and five bits
+OTHERS = Limits(7e-2, same_top=0.85)  # other types of four and five bits
+FLOATS = ("F32", "F16", "BF16")
 ROUNDED = 2e-3  # activations meet quantised weights as 8-bit integers, float weights as floats: not the export's fault
 
 
@@ -115,9 +116,10 @@ class Card:
 def limits(types: Iterable[str], base: Iterable[str], kl: float | None = None) -> Limits:
     """The limits for an export whose changed matrices have these types, made of a base of those. kl: in place of the
     usual most."""
+    types = list(types)
     found = max((BY_TYPE.get(kind, OTHERS) for kind in types), key=lambda one: one.kl, default=BY_TYPE["F32"])
-    if any(kind not in ("F32", "F16", "BF16") for kind in base):
-        found = Limits(max(found.kl, ROUNDED), found.share, max(found.floor, ROUNDED), min(found.same_top, 0.95))
+    if set(types) <= set(FLOATS) and not set(base) <= set(FLOATS):
+        found = Limits(max(found.kl, ROUNDED), found.share, ROUNDED, 0.95)
     return found if kl is None else replace(found, kl=kl)
 
 

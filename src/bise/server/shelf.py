@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import lora
 from ..api import Model, gib
-from ..errors import BusyError, RequestError
+from ..errors import BiseError, BusyError, RequestError
 
 WAIT = 2.0  # seconds after which somebody may ask again for whom there was no room
 
@@ -50,7 +50,7 @@ class Shelf:
     def _read(self, name: str, path: str) -> lora.Adapter:
         try:
             return lora.read(path, self.model.weights, self.any_base)
-        except Exception as error:
+        except BiseError as error:
             raise type(error)(str(error).replace(path, name)) from None  # where files lie is nobody's business
 
     def _place(self, name: str, adapter: lora.Adapter, used: Collection[lora.Placed]) -> lora.Placed:
