@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from bise import cli  # noqa: E402
-from bise.cli.plot import Plot  # noqa: E402
-from bise.cli.teaching import Each, Length, Rows, Seen, Way, asked  # noqa: E402
+from bise import cli
+from bise.cli.plot import Plot
+from bise.cli.teaching import Each, Length, Rows, Seen, Way, asked
 
 
 def bise(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
