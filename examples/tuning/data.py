@@ -1,16 +1,17 @@
 """The rows of the example, from the data sets that README.md names.
 
-    sql.jsonl, sql-test.jsonl            questions about a table's columns and the SQL that answers them (WikiSQL)
-    instructions.jsonl                   small instructions: rewrite this, name that
-    pairs.jsonl, pairs-test.jsonl        the same kind of instructions, answered politely and not
-    stories.txt                          what the model must not forget: stories that it was never trained on
+sql.jsonl, sql-test.jsonl            questions about a table's columns and the SQL that answers them (WikiSQL)
+instructions.jsonl                   small instructions: rewrite this, name that
+pairs.jsonl, pairs-test.jsonl        the same kind of instructions, answered politely and not
+stories.txt                          what the model must not forget: stories that it was never trained on
+calibration.txt                      other stories, and questions with their queries: what quantising looks at
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,7 +29,10 @@ def make(data: Path, work: Path) -> None:
     rows = pairs(json.loads((folder / "instruction-data-with-preference.json").read_text()))
     write(work / "pairs.jsonl", kept(rows, lambda n: n % 8 != 0))
     write(work / "pairs-test.jsonl", kept(rows, lambda n: n % 8 == 0))
-    (work / "stories.txt").write_text("\n\n".join(unseen(data)), encoding="utf-8")
+    told = stories(data)
+    (work / "stories.txt").write_text("\n\n".join(told["test"]), encoding="utf-8")
+    asked = [" ".join(m["content"] for m in row["messages"]) for row in read(work / "sql.jsonl")]
+    (work / "calibration.txt").write_text("\n\n".join([*told["valid"], *asked[::4]]), encoding="utf-8")
 
 
 def sql(path: Path) -> Rows:
@@ -45,10 +49,13 @@ def pairs(rows: Rows) -> Rows:
              "rejected": row["rejected"]} for row in rows if row["chosen"] != row["rejected"]]  # fmt: skip
 
 
-def unseen(data: Path) -> Iterable[str]:
-    """The stories of puff's test set."""
+def stories(data: Path) -> dict[str, list[str]]:
+    """The stories that puff was not trained on: its "valid" and its "test"."""
     puff = _puff()
-    return [story for story in puff.stories(data) if puff.part("story", story) == "test"]
+    found: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+    for story in puff.stories(data):
+        found[puff.part("story", story)].append(story)
+    return found
 
 
 def kept(rows: Rows, wanted: Callable[[int], bool]) -> Rows:
