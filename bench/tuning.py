@@ -1,8 +1,11 @@
 """Training speed and memory against transformers + peft: the same small Mistral, the same batches, LoRA on all linear
 layers, each in a process of its own, taking turns.
 
-    python bench/tuning.py                          # length 1024, float32 base, CPU
-    python bench/tuning.py --bases Q4_K NF4 BF16     # bise alone, on other bases
+    python bench/tuning.py --rounds 3                                    # length 1024, float32 base, CPU
+    python bench/tuning.py --sides bise --bases F32 BF16 NF4 Q4_K         # the same model's shape on other bases
+    python bench/tuning.py --step model.gguf --length 256                # one step on a file, and what it takes
+
+Peak memory is the process's largest resident set, from its start: Python, libraries and loading included.
 """
 
 from __future__ import annotations
@@ -40,6 +43,23 @@ def write_model(folder: Path, args: argparse.Namespace) -> None:
     MistralForCausalLM(MistralConfig(**shape(args), sliding_window=None)).save_pretrained(folder)
 
 
+def write_base(path: Path, kind: str, args: argparse.Namespace) -> None:
+    """Random blocks of a GGUF type in the same shape."""
+    from shape import keys, random_tensor
+
+    from bise import gguf
+    from bise.config import Config
+    from bise.names import spelled
+    from bise.weights import expected_shapes
+
+    config = Config(args.dim, args.layers, args.dim // 64, args.dim // 256, 64, args.hidden, args.vocab)
+    shapes = expected_shapes(config).items()
+    kinds = {name: "F32" if len(shape) == 1 else kind for name, shape in shapes}
+    tensors = {spelled(name, "gguf"): random_tensor(kinds[name], shape, i) for i, (name, shape) in enumerate(shapes)}
+    about = {key: value for key, value in keys(config, kind).items() if value is not None}
+    gguf.write(path, about | {"llama.attention.key_length": 64}, tensors)
+
+
 def batches(args: argparse.Namespace) -> list[tuple[np.ndarray, np.ndarray]]:
     """(ids, learnt), (batch, length) each; of every sequence the last part (--learnt) is learnt."""
     rng = np.random.default_rng(0)
@@ -61,9 +81,10 @@ def timed(step, optimiser, args: argparse.Namespace) -> dict[str, object]:
         optimiser.zero_grad()
         losses.append(float(loss.detach()))
         seconds.append(time.perf_counter() - begun)
-    peak = int(next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")).split()[1])
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak = int(status["VmHWM"].split()[0])
     tokens = args.batch * args.length
-    return {"tokens/s": tokens / statistics.median(seconds[1:]), "peak MiB": peak / 1024, "losses": losses,
+    return {"tokens/s": tokens / statistics.median(seconds[1:] or seconds), "peak MiB": peak / 1024, "losses": losses,
             "threads": torch.get_num_threads()}  # fmt: skip
 
 
@@ -120,6 +141,11 @@ def child(args: argparse.Namespace, who: str, model: Path, kind: str) -> dict[st
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def show(who: str, kind: str, result: dict) -> None:
+    losses = " ".join(f"{x:.5f}" for x in result["losses"])
+    print(f"{who:20s} {kind:5s} {result['tokens/s']:8.1f} tokens/s {result['peak MiB']:8.0f} MiB  {losses}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in dict(dim=1024, layers=8, hidden=3584, vocab=32000, length=1024, batch=1, steps=3, threads=2,
@@ -128,6 +154,7 @@ def main() -> None:
     parser.add_argument("--learnt", type=float, default=1.0, help="share of each sequence that is learnt")
     parser.add_argument("--sides", nargs="+", default=list(WHO), help="who takes part")
     parser.add_argument("--bases", nargs="+", default=["F32"], help="F32, BF16, NF4, or a GGUF type (bise only)")
+    parser.add_argument("--step", type=Path, help="a model: one checkpointed step of bise on it, and nothing else")
     parser.add_argument("--who", help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--kind", default="F32", help=argparse.SUPPRESS)
@@ -135,15 +162,22 @@ def main() -> None:
     if args.who:
         print(json.dumps((theirs if "peft" in args.who else ours)(args)))
         return
+    if args.step:
+        args.steps = 0
+        show("bise checkpointed", "step", child(args, "bise checkpointed", args.step, "as it is"))
+        return
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), args)
+        models = {
+            kind: Path(folder) if kind in ("F32", "NF4") else Path(folder) / f"{kind}.gguf" for kind in args.bases
+        }
+        for kind, path in models.items():
+            if path.suffix == ".gguf":
+                write_base(path, kind, args)
         for _ in range(args.rounds):
             for who in args.sides:
                 for kind in args.bases:
-                    result = child(args, who, Path(folder), kind)
-                    losses = " ".join(f"{x:.5f}" for x in result["losses"])
-                    print(f"{who:20s} {kind:5s} {result['tokens/s']:8.1f} tokens/s {result['peak MiB']:8.0f} MiB  {losses}",
-                          flush=True)  # fmt: skip
+                    show(who, kind, child(args, who, models[kind], kind))
 
 
 if __name__ == "__main__":

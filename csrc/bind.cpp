@@ -342,7 +342,7 @@ class Verbs {
                      y.as<float>());
     }
 
-    // -> the first row that holds a NaN or infinite value, or -1
+    // -> the first row that holds a NaN, or a value beyond the 65504 of float16; or -1
     i64 quantise(const std::string& name, nb::handle values, nb::handle importance, nb::handle out) const {
         const Type type = type_of(name);
         if (!rounds(type)) refuse("quantise does not make type '" + name + "'");

@@ -152,7 +152,9 @@ BISE_INLINE void floats(Type type, const uint8_t* p, i64 n, float* y) {
     if (type == Type::F32) {
         std::memcpy(y, p, sizeof(float) * static_cast<size_t>(n));
     } else if (type == Type::F16) {
-        for (i64 i = 0; i < n; i++) y[i] = half(p + 2 * i);
+        i64 i = 0;
+        for (; i + 16 <= n; i += 16) store(y + i, load_f16(reinterpret_cast<const uint16_t*>(p + 2 * i)));
+        for (; i < n; i++) y[i] = half(p + 2 * i);
     } else {
         for (i64 i = 0; i < n; i++) y[i] = from_bf16(read<uint16_t>(p + 2 * i));
     }

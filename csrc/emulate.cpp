@@ -172,6 +172,11 @@ void check_linear(Type type, i64 rows, i64 cols) {
     w.data = Buffer(static_cast<size_t>(w.panels * w.panel_bytes()));
     if (pack(pool, file.data(), w) != kSound) std::exit(1);
     const Floats plain = plain_rows(type, file.data(), rows, cols);
+    check("dequantise", Doubles(plain.begin(), plain.end()), [&](const Kernels& k) {
+        Floats y(plain.size());
+        dequantise(k, pool, type, file.data(), rows, cols, y.data());
+        return y;
+    });
     for (i64 T : {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 67}) {
         const Floats x = numbers(T * cols), at = seen(type, x, cols, T);
         near("quantise", kernels_base, at, Doubles(x.begin(), x.end()), 0.004);
@@ -188,6 +193,40 @@ void check_linear(Type type, i64 rows, i64 cols) {
                   linear(k, pool, x.data(), T, {&w}, {y.data()});
                   return y;
               });
+    }
+}
+
+// the ways back of RMSNorm and SwiGLU: x (T, n) goes in, and comes as the change of what went out
+void check_back(i64 T, i64 n, const Floats& x, const Floats& w) {
+    const Floats dy(x.rbegin(), x.rend());
+    Doubles norm(x.size()), gates(x.size()), ups(x.size());
+    for (size_t t = 0; t < static_cast<size_t>(T); t++) {
+        const size_t row = t * static_cast<size_t>(n), end = row + static_cast<size_t>(n);
+        double squares = 0, along = 0;
+        for (size_t i = row; i < end; i++) {
+            squares += static_cast<double>(x[i]) * x[i];
+            along += static_cast<double>(x[i]) * w[i - row] * dy[i];
+        }
+        const double r = 1 / std::sqrt(squares / static_cast<double>(n) + 1e-5);
+        for (size_t i = row; i < end; i++) {
+            const double s = 1 / (1 + std::exp(-static_cast<double>(x[i])));
+            norm[i] = r * w[i - row] * dy[i] - x[i] * r * r * r * along / static_cast<double>(n);
+            gates[i] = dy[i] * s * (1 + x[i] * (1 - s)), ups[i] = dy[i] * x[i] * s;
+        }
+    }
+    const std::string shape = std::to_string(T) + " x " + std::to_string(n);
+    check("rms_norm_back " + shape, norm, [&](const Kernels& k) {
+        Floats dx(x.size());
+        rms_norm_back(k, pool, x.data(), w.data(), 1e-5f, T, n, dy.data(), dx.data());
+        return dx;
+    });
+    for (const bool gate : {true, false}) {
+        check("swiglu_back " + shape, gate ? gates : ups, [&](const Kernels& k) {
+            Floats dgate(x.size()), dup(x.size());
+            const Floats ones(x.size(), 1.0f);
+            swiglu_back(k, pool, x.data(), ones.data(), dy.data(), T * n, dgate.data(), dup.data());
+            return gate ? dgate : dup;
+        });
     }
 }
 
@@ -214,6 +253,7 @@ void check_small(i64 T, i64 n) {
         swiglu(k, pool, gate.data(), up.data(), T * n, gate.data());
         return gate;
     });
+    check_back(T, n, x, w);
     const Floats v = numbers(2 * T * n);  // one head of n pairs; x and w stand for cosines and sines
     Floats cos(x), sin(x.rbegin(), x.rend());
     for (size_t i = 0; i < size; i++) {

@@ -107,7 +107,7 @@ struct Kernels {
     // q, out (T, G*R*D). `scratch` holds attend_scratch(R, D) bytes, 64-byte aligned
     void (*attend)(const RingView& ring, const Queries& unit, i64 R, i64 window, const float* q, float* out, void* scratch);
 
-    // x (rows, cols), up to 16 rows, to blocks of `type`; importance (cols) or null. -> a row with a NaN or infinity, or -1
+    // x (rows, cols), up to 16 rows, to blocks of `type`; importance (cols) or null. -> a sick row (NaN, beyond 65504) or -1
     int (*round_rows)(Type type, const float* x, i64 cols, int rows, const float* importance, uint8_t* out, i64 row_bytes);
 };
 

@@ -14,7 +14,7 @@ struct Strip {
     F x[256], w[256];
 };
 
-// columns [k, k + n) of `rows` rows; missing ones repeat the last. -> per lane 0, or NaN where a value is NaN or infinite
+// columns [k, k + n) of `rows` rows; missing ones repeat the last. -> per lane 0, unless a value is NaN or beyond float16
 BISE_INLINE F load_strip(const float* x, i64 cols, int rows, i64 k, int n, Strip& s) {
     F sick = zero();
     for (int i = 0; i < n; i += 16) {
@@ -24,7 +24,10 @@ BISE_INLINE F load_strip(const float* x, i64 cols, int rows, i64 k, int n, Strip
             if constexpr (j % 4 == 3) transpose_four(block + j - 3);
         });
         transpose_fours(block);
-        for (int j = 0; j < 16; j++) sick = add(sick, mul(block[j], zero()));
+        for (int j = 0; j < 16; j++) {
+            const F large = where_above(magnitude(block[j]), set1(65504.0f), set1(1.0f), zero());
+            sick = add(sick, add(mul(block[j], zero()), large));
+        }
     }
     return sick;
 }

@@ -29,16 +29,20 @@ BISE_INLINE void add_up(const F* x, const F* w, F base, F r, Sums& s) {
 // a / b where the determinant b of two equations, the difference of a product from `whole`, can be told from rounding
 BISE_INLINE F over(F det, F whole) { return where_above(det, mul(set1(1e-6f), whole), inverse(det), zero()); }
 
-// Least squares of both for given levels; a base above zero is only for types that store one with its sign.
+// Least squares of both for given levels; a base above zero is only for types that store one with its sign. The others have
+// the scale alone, and its own curve, also where all levels are alike.
 template <bool any_sign>
 BISE_INLINE Line solve(const Sums& s) {
     const F whole = mul(s.w, s.wqq), r = over(sub(whole, mul(s.wq, s.wq)), whole);
     F scale = mul(sub(mul(s.w, s.wqx), mul(s.wq, s.wx)), r), base = mul(sub(mul(s.wqq, s.wx), mul(s.wq, s.wqx)), r);
+    F curve = sub(s.wqq, mul(mul(s.wq, s.wq), inverse(s.w)));
     if (!any_sign) {
-        scale = where_above(base, zero(), mul(s.wqx, inverse(s.wqq)), scale);
+        const F alone = mul(s.wqx, inverse(s.wqq));
+        scale = where_above(r, zero(), where_above(base, zero(), alone, scale), alone);
+        curve = where_above(r, zero(), where_above(base, zero(), s.wqq, curve), s.wqq);
         base = min(base, zero());
     }
-    return {scale, base, sub(s.wqq, mul(mul(s.wq, s.wq), inverse(s.w)))};
+    return {scale, base, curve};
 }
 
 // Where the levels are tried: by how many the values reach beyond them, and how far from the middle, in levels.

@@ -27,7 +27,7 @@ void attend(const Kernels& k, Pool& pool, const RingView& ring, const Span* span
             const float* q, float* out);
 
 // x (rows, cols) to the blocks of `type`, cols a whole number of blocks; importance (cols), positive, or null
-// -> the first row that holds a NaN or infinite value, or -1
+// -> the first row that holds a NaN, or a value beyond the 65504 of float16; or -1
 i64 round_rows(const Kernels& k, Pool& pool, Type type, const float* x, i64 rows, i64 cols, const float* importance,
                uint8_t* out);
 

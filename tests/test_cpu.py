@@ -179,6 +179,31 @@ def test_swiglu(ops, shape):
     np.testing.assert_allclose(ops.swiglu(gate.copy(), up), want, rtol=2e-6, atol=1e-30)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 15), (2, 17), (5, 3000)])
+def test_ways_back(ops, shape):
+    """d/dx of sum(dy * f(x)), in float64 from the formulas' own differences."""
+    x, up, dy, w = (normal(*shape, seed=seed) for seed in (0, 1, 2, 3))
+    w = w[0].copy()
+    dx, dgate, dup = np.empty_like(x), np.empty_like(x), np.empty_like(x)
+    ops.verbs.rms_norm_back(x, w, 1e-5, dy, dx)
+    ops.verbs.swiglu_back(x, up, dy, dgate, dup)
+    x, up, dy, w = (v.astype(np.float64) for v in (x, up, dy, w))
+    r = 1 / np.sqrt((x * x).mean(1, keepdims=True) + 1e-5)
+    s = 1 / (1 + np.exp(-x))
+    np.testing.assert_allclose(dx, r * w * dy - x * r**3 * (x * w * dy).mean(1, keepdims=True), rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(dgate, dy * up * s * (1 + x * (1 - s)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(dup, dy * x * s, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_dequantise_is_the_specification(ops, type):
+    """Every row of every type, to the bit."""
+    tensor = blocks(type, 5, 768)
+    out = np.full((5, 768), np.nan, F32)
+    ops.verbs.dequantise(type, tensor.data, out)
+    np.testing.assert_array_equal(out, tensor.dequantise())
+
+
 # the ring
 
 
@@ -306,6 +331,14 @@ def test_wrong_arguments_are_refused(ops):
         lambda: verbs.rope(x, normal(2, 3), normal(2, 3)),
         lambda: verbs.rope(x, normal(1, 4), normal(1, 4)),
         lambda: verbs.swiglu(x, x[:1], x),
+        lambda: verbs.dequantise("Q4_K", np.zeros(143, np.uint8), np.empty((1, 256), F32)),
+        lambda: verbs.dequantise("Q4_K", np.zeros(144, np.uint8), np.empty((1, 255), F32)),
+        lambda: verbs.look_up(np.zeros(15, F32), np.zeros(32, np.uint8), np.zeros(1, F32), np.empty((1, 64), F32)),
+        lambda: verbs.look_up(np.zeros(16, F32), np.zeros(32, np.uint8), np.zeros(2, F32), np.empty((1, 64), F32)),
+        lambda: verbs.look_up(np.zeros(16, F32), np.zeros(32, np.uint8), np.zeros(1, F32), np.empty((1, 63), F32)),
+        lambda: verbs.look_up(np.zeros(16, F32), np.zeros(48, np.uint8), np.zeros(3, F32), np.empty((1, 128), F32)),
+        lambda: verbs.swiglu_back(x, x, x, x, x[:1].copy()),
+        lambda: verbs.rms_norm_back(x, x[0], 1e-5, x[:1], np.empty_like(x)),
         lambda: verbs.pack("Q4_K", np.zeros(144, np.uint8), 1, 255),
         lambda: verbs.pack("Q4_K", np.zeros(143, np.uint8), 1, 256),
         lambda: verbs.pack("Q4_K", np.zeros(144, np.uint8), 1 << 62, 256),

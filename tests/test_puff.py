@@ -116,7 +116,6 @@ def test_training_computes_what_inference_computes(puff: bise.Model, scripts: No
     import train
 
     from bise.gguf import GGUF
-
     from bise.tune.sample import Sample
     from bise.tune.student import Student
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import gguf
 import numpy as np
 import pytest
@@ -76,9 +78,11 @@ def test_strange_rows_come_back_near(name: str) -> None:
     x = strange()
     found = Cpu(1).quantise(x, name).dequantise()
     assert not found[0, :256].any()
-    few = 2 ** (ROUNDING[name].grid.high - ROUNDING[name].grid.low < 4)  # 2 bits: twice as far
+    levels = ROUNDING[name].grid.high - ROUNDING[name].grid.low if ROUNDING[name].grid.table is None else 11
     rough = np.abs(x).reshape(21, -1, 256).max(axis=2).repeat(256, axis=1)
-    assert (np.abs(found - x) <= 0.17 * few * rough + 4e-6).all()  # (float16 ends at 6e-8)
+    assert (np.abs(found - x) <= 1.7 / levels * rough + 4e-6).all()  # (float16 ends at 6e-8)
+    alike = (1, 2, 10)  # rows of one value, or of two
+    assert (np.abs(found - x)[alike, :] <= 0.05 * np.abs(x)[alike, :]).all()
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -105,7 +109,7 @@ def test_one_scale_is_near_the_best_that_there_is(name: str) -> None:
         scales = scales[(scales > top / 200) & (scales < top / 4)]
         scales = np.concatenate([scales, -scales])[:, None]
         best += np.square(values - scales * kind.grid.snap(values / scales), dtype=np.float64).dot(w).min()
-    assert best <= error(rounded(x, name, weights), x, weights) <= 1.02 * best
+    assert best <= error(rounded(x, name, weights), x, weights) <= 1.05 * best
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -124,21 +128,20 @@ def test_threads_and_neighbours_make_no_difference(name: str) -> None:
     assert np.array_equal(Cpu(1).quantise(x[17:18], name).data, whole[17])
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["Q8_0", "Q4_K", "IQ4_XS"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 65520, -1e12])
+@pytest.mark.parametrize("name", ALL)
 def test_the_first_row_with_a_bad_value_is_named(name: str, bad: float) -> None:
     x = normal(70)
     x[[41, 65], 1023] = bad
-    with pytest.raises(FormatError, match="row 41 "):
+    with pytest.raises(FormatError, match=f"row 41 holds {re.escape(f'{bad:.6g}')}, expected"):
         Cpu(2).quantise(x, name)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_what_no_float16_scale_reaches_is_refused(name: str) -> None:
-    x = normal()
-    x[20] *= 1e12
-    with pytest.raises(FormatError, match=f"row 20 holds .*too large for {name}"):
-        Cpu(2).quantise(x, name)
+def test_the_largest_float16_is_kept(name: str) -> None:
+    x = normal(1, 256)
+    x[0, 100] = 65504
+    assert Cpu(1).quantise(x, name).dequantise()[0, 100] == pytest.approx(65504, rel=0.2)
 
 
 def test_importance_is_made_fit_for_use() -> None:

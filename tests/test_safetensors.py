@@ -125,3 +125,17 @@ def test_links_inside_the_folder_are_followed(tmp_path: Path) -> None:
     safetensors.write(tmp_path / "blob", {"a": quantise(X, "F32")})
     (tmp_path / "model.safetensors").symlink_to("blob")
     assert list(safetensors.Safetensors(tmp_path / "model.safetensors")) == ["a"]
+
+
+def test_what_a_program_keeps_for_itself(tmp_path: Path) -> None:
+    """Arrays of other kinds than weights, exactly as they were; nothing is written of a kind that would not come back."""
+    kept = {"codes": np.arange(7, dtype=np.uint8), "steps": np.array(3), "empty": np.zeros((0, 4), np.float32),
+            "averages": np.random.default_rng(0).standard_normal((5, 3)), "w": np.eye(3, dtype=np.float32).T}  # fmt: skip
+    safetensors.save(tmp_path / "kept.safetensors", kept, {"facts": '{"a": 1}'})
+    found, facts = safetensors.load(tmp_path / "kept.safetensors")
+    assert facts == {"facts": '{"a": 1}'} and found.keys() == kept.keys()
+    for name, array in kept.items():
+        assert found[name].dtype == array.dtype and np.array_equal(found[name], array)
+    safetensors.write(tmp_path / "half.safetensors", {"w": QTensor.of(np.ones((2, 2)), "F16")})
+    with pytest.raises(FormatError, match="'w' is F16, expected one of"):
+        safetensors.load(tmp_path / "half.safetensors")

@@ -17,8 +17,8 @@ from bise.ops.torch import entropy  # noqa: E402
 from bise.ops.torch.attention import attend_whole  # noqa: E402
 from bise.ops.torch.decode import _DECODE, decode  # noqa: E402
 from bise.ops.torch.entropy import logprobs  # noqa: E402
-from bise.ops.torch.product import Strips, linear  # noqa: E402
 from bise.ops.torch.pointwise import rms_norm, rope, swiglu  # noqa: E402
+from bise.ops.torch.product import Strips, linear  # noqa: E402
 from bise.ops.torch.weights import LEVELS, Adapted, Frozen, Nf4  # noqa: E402
 from bise.quant import TYPES, QTensor, nbytes  # noqa: E402
 

@@ -32,7 +32,7 @@ class Verbs:
     def adopt(self, type: str, panels: np.ndarray, rows: int, cols: int) -> Matrix: ...
     def checksum(self, data: np.ndarray) -> int: ...
     def quantise(self, type: str, values: np.ndarray, importance: np.ndarray | None, out: np.ndarray) -> int:
-        """out (uint8): the blocks. -> the first row that holds a NaN or infinite value, or -1."""
+        """out (uint8): the blocks. -> the first row that holds a NaN, or a value beyond float16; or -1."""
 
     def embed(
         self, type: str, table: np.ndarray, rows: int, cols: int, tokens: np.ndarray, out: np.ndarray

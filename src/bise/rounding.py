@@ -249,14 +249,18 @@ def _over(det: Floats, whole: Floats) -> Floats:
     return np.where(det > np.float32(1e-6) * whole, _inverse(det), np.float32(0))
 
 
-def _solve(s: _Sums, any_sign: bool) -> tuple[Floats, Floats]:
-    """Least squares for given levels -> scale, base; a base above zero only if it may have any sign."""
+def _solve(s: _Sums, any_sign: bool) -> tuple[Floats, Floats, Floats]:
+    """Least squares for given levels -> scale, base, curve. A base above zero only if it may have any sign: else the
+    scale does it alone, as it does where all levels are alike."""
     whole = s.w * s.wqq
     r = _over(whole - s.wq * s.wq, whole)
     scale, base = (s.w * s.wqx - s.wq * s.wx) * r, (s.wqq * s.wx - s.wq * s.wqx) * r
+    curve = s.wqq - s.wq * s.wq * _inverse(s.w)
     if any_sign:
-        return scale, base
-    return np.where(base > 0, s.wqx * _inverse(s.wqq), scale), np.minimum(base, np.float32(0))
+        return scale, base, curve
+    alone = (base > 0) | (r == 0)
+    scale, curve = _where(alone, (s.wqx * _inverse(s.wqq), s.wqq), (scale, curve))
+    return scale, np.minimum(base, np.float32(0)), curve
 
 
 def _fit_line(x: Floats, w: Floats, grid: Grid, any_sign: bool) -> tuple[Floats, Floats, Floats]:
@@ -272,9 +276,9 @@ def _fit_line(x: Floats, w: Floats, grid: Grid, any_sign: bool) -> tuple[Floats,
     def attempt(base: Floats, inverse: Floats) -> None:
         nonlocal best
         s = _add_up(x, w, _levels(grid, x, base, inverse))
-        scale, base = _solve(s, any_sign)
+        scale, base, curve = _solve(s, any_sign)
         gain = np.where(scale > 0, scale * s.wqx + base * s.wx, zeros)
-        best = _where(gain > best[0], (gain, scale, base, s.wqq - s.wq * s.wq * _inverse(s.w)), best)
+        best = _where(gain > best[0], (gain, scale, base, curve), best)
 
     span = high - low
     for beyond in BEYOND:

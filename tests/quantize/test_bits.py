@@ -57,12 +57,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Weights:
 
 
 def total(weights: Weights, types: dict[str, str]) -> float:
-    """The sum of relative errors, over all rows."""
+    """The sum of relative errors, over all rows, each as harmful as it is."""
     found = 0.0
     for own, kind in types.items():
         if len(weights[own].shape) == 2:
-            x = weights[own].dequantise()
-            found += np.square(by_kernels(1)(own, x, kind, None).dequantise() - x).sum() / np.square(x).sum()
+            x, harm = weights[own].dequantise(), bits.harm(own, weights)
+            found += harm * np.square(by_kernels(1)(own, x, kind, None).dequantise() - x).sum() / np.square(x).sum()
     return found
 
 

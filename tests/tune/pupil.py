@@ -50,6 +50,7 @@ def adapted(method: str = "lora") -> Student:
 
 def training(folder: Path, student: Student | None = None, **changes: Any) -> Training:
     rows = sentences()
+    folder.mkdir(parents=True, exist_ok=True)
     settings = Settings(**{**QUICK, **changes})
     return Training(student or fresh(), lambda epoch: rows, settings, Run(folder), held_out=sentences(10, 1000))
 

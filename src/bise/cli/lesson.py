@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from .plot import Plot
@@ -25,8 +26,9 @@ class Lesson:
 
     def __init__(self, device: str, quiet: bool) -> None:
         self.device, self.live = device, not quiet and sys.stderr.isatty()
-        self.losses: list[tuple[float, float]] = []  # (step, loss), a running mean
+        self.losses: list[tuple[float, float]] = []  # (step, mean loss of the last tenth of the steps, at most 50)
         self.held_out: list[tuple[float, float]] = []
+        self._raw: deque[float] = deque(maxlen=500)
         self._words, self._shown = "", 0.0
         self._news: News | None = None
         self._screen: Any = None
@@ -57,8 +59,9 @@ class Lesson:
     def news(self, news: News) -> None:
         at = news.at
         if news.loss is not None and (not self.losses or self.losses[-1][0] < at.step):
-            before = self.losses[-1][1] if self.losses else news.loss
-            self.losses.append((at.step, before + (news.loss - before) * max(0.1, 1 / (1 + len(self.losses)))))
+            self._raw.append(news.loss)
+            lately = list(self._raw)[-max(1, len(self._raw) // 10) :]
+            self.losses.append((at.step, sum(lately) / len(lately)))
         if at.held_out is not None and (not self.held_out or self.held_out[-1][0] < at.looked):
             self.held_out.append((at.looked, at.held_out))
         self._news = news

@@ -59,8 +59,8 @@ def quantize(
         help="An importance matrix, made here or by llama.cpp: columns that meet large inputs are rounded with more "
              "care.")] = None,
     compensate: Annotated[Path | None, option(None, "--compensate", metavar="TEXT",
-        help="Let the original read this text, layer by layer, and round so that each matrix makes up for its own errors "
-             "(GPTQ). The model has to fit into memory.")] = None,
+        help="Let the original read this text, layer by layer, and round so that each matrix makes up for its own "
+             "errors (GPTQ). Slower; the original has to fit into memory.")] = None,
     keep: Annotated[list[str] | None, option(None, "--keep", metavar="NAME=TYPE",
         help="This matrix, or this matrix of every layer, in another type. May be given several times.")] = None,
     threads: Annotated[int | None, option(None, "--threads", "-t", metavar="N",
@@ -90,7 +90,8 @@ def quantize(
         path = find(model, bar)
     weights, informed = Weights.open(path), _informed(imatrix)
     types = None if bits is None else _searched(weights, bits, informed, round)
-    made = plan(weights, out, type or (None if bits else "Q4_K_M"), informed, kept, types)
+    named = None if types else (type or "Q4_K_M").upper()
+    made = plan(weights, out, named, informed, kept, types)
     started = time.perf_counter()
     if compensate is not None and not dry_run:
         round = _compensating(path, compensate, threads, round)

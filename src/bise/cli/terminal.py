@@ -102,8 +102,9 @@ class Bar:
         from rich import progress as rich
 
         amount: list[rich.ProgressColumn] = [rich.DownloadColumn(binary_units=True), rich.TransferSpeedColumn()]
-        if self.unit == "tokens":
-            amount = [rich.TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens {task.fields[speed]}")]
+        if self.unit != "bytes":
+            counted = "{task.completed:,.0f} of {task.total:,.0f} "
+            amount = [rich.TextColumn(counted + self.unit + " {task.fields[speed]}")]
         progress = rich.Progress(
             rich.TextColumn("[dim]{task.description}"), rich.BarColumn(), *amount,
             rich.TimeRemainingColumn(compact=True), console=console(), transient=True,

@@ -44,16 +44,13 @@ class Cpu:
 
     def quantise(self, values: np.ndarray, type: str, importance: np.ndarray | None = None) -> QTensor:
         """float32 (rows, cols) -> the blocks that `rounding.rounded` gives, byte for byte. importance (cols,) float32,
-        positive. FormatError on a NaN or infinite value, or where the scale it needs does not fit a float16."""
+        positive. FormatError on a NaN, or a value beyond float16, in which scales are stored."""
         out = np.empty(nbytes(type, values.shape), np.uint8)
         row = self.verbs.quantise(type, np.ascontiguousarray(values, F32), importance, out)
         if row >= 0:
-            raise FormatError(f"row {row:,} holds a NaN or infinite value")
-        tensor = QTensor(type, values.shape, out)
-        if (faults := tensor.faults()).row is not None:
-            largest = np.abs(values[faults.row]).max()
-            raise FormatError(f"row {faults.row:,} holds {largest:.6g}, which is too large for {type}")
-        return tensor
+            bad = values[row][~(np.abs(values[row]) <= 65504)][0]
+            raise FormatError(f"row {row:,} holds {bad:.6g}, expected numbers up to float16's 65,504")
+        return QTensor(type, values.shape, out)
 
     def table(self, tensor: QTensor) -> QTensor:
         return tensor

@@ -1,10 +1,11 @@
 """Rounding that makes up for its own errors: what rounding one column does to a layer's outputs, other columns undo.
 
-With H the second moment of a layer's inputs, rounding W to Q costs tr(E H E^T), E = W - Q. First the columns are rounded
-in turn, as in GPTQ (Frantar et al. 2022, arXiv 2210.17323), in the form of LDLQ (Chee et al. 2023, arXiv 2307.13304,
-section 3), which gives the same numbers and needs no inverse: factor H = M D M^T, M unit upper triangular; then the cost
-is sum_k D_k |(E M)_k|^2, and column k is rounded at W_k + sum_{j<k} E_j M_jk. A block's scales are chosen when its first
-column is reached, on the weights corrected so far, by the ordinary search, to which D_k is the importance of column k.
+With H the second moment of a layer's inputs, rounding W to Q costs tr(E H E^T), E = W - Q. First the columns are
+rounded in turn, as in GPTQ (Frantar et al. 2022, arXiv 2210.17323), in the form of LDLQ (Chee et al. 2023, arXiv
+2307.13304, section 3), which gives the same numbers and needs no inverse: factor H = M D M^T, M unit upper triangular;
+then the cost is sum_k D_k |(E M)_k|^2, and column k is rounded at W_k + sum_{j<k} E_j M_jk. A block's scales are chosen
+when its first column is reached, by the ordinary search, on the weights that would undo all errors so far, with D as
+their importance.
 
 What was rounded first knew nothing of what came later. So then each column moves again to the level that is best among
 all the others as they are, W_k + sum_{j!=k} E_j H_jk / H_kk: coordinate descent, which can only lower the cost.
@@ -14,9 +15,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 
+from ..errors import RequestError
 from ..quant import TYPES, Floats, QTensor
 from .lattice import LATTICES, grid, nearest
 from .tensors import Round
@@ -40,6 +43,8 @@ class Moment:
         """A column that never met an input stays alone: its row and column of H are zero but for the damping."""
         h = np.array(moment, np.float32)
         mean = float(np.mean(np.diagonal(h))) or 1.0
+        if not np.isfinite(h).all():
+            raise RequestError("the inputs of a layer are not finite: the model is damaged, or overflows on this text")
         while True:
             h[np.diag_indices_from(h)] += np.float32(damping * mean)
             try:
@@ -48,7 +53,7 @@ class Moment:
             except np.linalg.LinAlgError:  # not positive in this precision: damp more
                 damping *= 4
         roots = np.diagonal(upper)
-        return cls(h, upper / roots, np.square(roots))
+        return cls(h, cast(Floats, upper / roots), np.square(roots))
 
 
 def compensate(weight: Floats, moment: Moment, type: str, search: Round, sweeps: int = SWEEPS) -> QTensor:
@@ -84,11 +89,13 @@ class _State:
         """Choose the scales of the next columns, and round them one after the other."""
         span = slice(at, min(at + SPAN, self.cols))
         m, error = self.moment.feedback[:, span], self.error[span]
-        target = self.w[span] + m[:at].T @ self.error[:at]
-        chosen = search("", np.ascontiguousarray(target.T), self.type, self.moment.cost[span])
-        zero, step = self._put(span, chosen.data)
-        index = np.empty(target.shape, np.uint8)
+        target = m[:at].T @ self.error[:at]
         m = m[span]
+        best = self.w[span] + np.linalg.solve(m.T, target)  # where the span would undo all errors so far
+        chosen = search("", np.ascontiguousarray(best.T), self.type, self.moment.cost[span])
+        zero, step = self._put(span, chosen.data)
+        target += self.w[span]
+        index = np.empty(target.shape, np.uint8)
         for begin, end in _strides(len(target)):
             target[begin:end] += m[:begin, begin:end].T @ error[:begin]
             for k in range(begin, end):

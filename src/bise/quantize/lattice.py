@@ -1,7 +1,7 @@
 """What the scales of a block leave open: the values that each of its columns may take, and where the choice is written.
 
-Once its scales are fixed, a block format is a lattice: column j of a block is zero_j + step_j * level, with the levels of
-the type (0 to 15 in Q4_K, a table in IQ4_XS). Layouts as in quant.py.
+Once its scales are fixed, a block format is a lattice: column j of a block is zero_j + step_j * level, with the levels
+of the type (0 to 15 in Q4_K, a table in IQ4_XS). Layouts as in quant.py.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ..quant import DECODE, IQ4_VALUES, TYPES, Bytes, Floats
 
 @dataclass(frozen=True)
 class Lattice:
-    """levels: (L,) ascending; zero, one: the indices of level 0 (None: there is none) and 1; write(blocks, indices) puts
-    (n, block) uint8 indices into (n, nbytes) blocks, scales untouched."""
+    """levels: (L,) ascending; zero, one: the indices of level 0 (None: there is none) and 1; write(blocks, indices)
+    puts (n, block) uint8 indices into (n, nbytes) blocks, scales untouched."""
 
     levels: Floats
     zero: int | None
@@ -74,7 +74,7 @@ def _q2_k(blocks: Bytes, index: Bytes) -> None:
 
 def _q3_k(blocks: Bytes, index: Bytes) -> None:
     _quarters(blocks, index, 32)
-    _eighths(blocks, index >> 2, 0)
+    _eighths(blocks, index >> np.uint8(2), 0)
 
 
 def _q4_k(blocks: Bytes, index: Bytes) -> None:
@@ -83,12 +83,12 @@ def _q4_k(blocks: Bytes, index: Bytes) -> None:
 
 def _q5_k(blocks: Bytes, index: Bytes) -> None:
     _halves(blocks, index, 48, 4)
-    _eighths(blocks, index >> 4, 16)
+    _eighths(blocks, index >> np.uint8(4), 16)
 
 
 def _q6_k(blocks: Bytes, index: Bytes) -> None:
     _halves(blocks, index, 0, 2)
-    _quarters(blocks, index >> 4, 128)
+    _quarters(blocks, index >> np.uint8(4), 128)
 
 
 def _iq4_xs(blocks: Bytes, index: Bytes) -> None:
@@ -99,7 +99,7 @@ def _of_32(at: int, fifth: int | None = None) -> Callable[[Bytes, Bytes], None]:
     def write(blocks: Bytes, index: Bytes) -> None:
         _halves(blocks, index, at, 1)
         if fifth is not None:
-            blocks[:, fifth : fifth + 4] = np.packbits(index >> 4, axis=1, bitorder="little")
+            blocks[:, fifth : fifth + 4] = np.packbits(index >> np.uint8(4), axis=1, bitorder="little")
 
     return write
 

@@ -25,8 +25,8 @@ CONTEXT, MOST = 512, 256  # tokens of a chunk; chunks that are read at most: 131
 class Sequential:
     """A `Round` for `quantize.write`, which asks for tensors in the order of the forward pass.
 
-    The model is used up: its layers are replaced by rounded ones. Matrices outside the layers, and types without blocks,
-    are left to `search`, which also chooses the scales of all blocks.
+    The model is used up: its layers are replaced by rounded ones. Matrices outside the layers, and types without
+    blocks, are left to `search`, which also chooses the scales of all blocks.
     """
 
     def __init__(self, model: Loaded, chunks: Chunks, search: Round, damping: float = DAMPING) -> None:

@@ -76,8 +76,8 @@ class Ranks:
         odd = self.total([float(self.told(mine) != mine)])[0]
         if odd:
             raise RequestError(
-                f"{what}: {odd:.0f} of {self.size} ranks have another than rank 0: start all with the same arguments on "
-                "the same files"
+                f"{what}: {odd:.0f} of {self.size} ranks have another than rank 0: start all with the same arguments "
+                "on the same files"
             )
 
 

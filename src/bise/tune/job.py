@@ -35,6 +35,7 @@ KIND = "bise-run-1"  # of the card; the number counts changes of its layout
 ROWS = {"sft": "sft", "dpo": "pairs", "orpo": "pairs", "kto": "verdicts"}  # objective -> kind of rows
 SMALL = 100_000_000  # parameters
 LOOKED_AT = 256  # held-out rows that an evaluation reads
+PROBED = 64  # of the longest rows, those that are tried before the first step
 LONGEST = 2048  # tokens of a row, unless told otherwise
 
 
@@ -198,6 +199,8 @@ class _Teaching:
     def run(self, before: Mapping[str, Any]) -> dict[str, Any]:
         """before: the card of the run that is taken up; {}: a new one."""
         job, weights = self.job, Weights.open(self.job.model)
+        if job.device == "cpu":
+            memory.steady()
         self.watch.doing("reading the data")
         rows, chat = rows_of(job, weights, self.watch.reading)
         settings, planned = (Settings.read(before["settings"]), None) if before else self._planned(weights, rows)
@@ -254,12 +257,15 @@ class _Teaching:
             self.watch.doing("answering held-out prompts")
             facts["samples"] = samples.answers(student, shown)
             self._write(facts)
-        closing = 1.5 * (time.monotonic() - began) + max(1.0, 0.02 * (settings.budget or 0.0))
+        closing = 1.5 * (time.monotonic() - began) + max(2.0, 0.02 * (settings.budget or 0.0))
         training = Training(
             student, lambda epoch: rows.train, settings, self.folder, held_out=held_out, ranks=self.ranks,
             objective=self._objective(student, weights, rows), watch=self.watch.news, wanted=self.wanted,
             clock=self.clock, closing=closing,
         )  # fmt: skip
+        if training.at.step == 0:
+            self.watch.doing("trying the longest rows")
+            training.probe(sorted(rows.train, key=len, reverse=True)[:PROBED])
         if self.ranks.first:
             self.folder.board = Board(self.folder.folder / "tensorboard", training.at.step)
         self.watch.doing("learning")

@@ -95,6 +95,23 @@ class Training:
             checkpoint.take(self.folder.best, self.student)
         return self.at
 
+    def probe(self, examples: Sequence[Example]) -> None:
+        """There and back with one micro-batch of these rows, and nothing learnt: what does not fit into memory fails
+        before anything else was done. RequestError where a GPU says so."""
+        self.student.noise = 0.0  # which would draw from the student's chance
+        pack = micro_batches(examples, self.settings.micro)[0]
+        try:
+            loss = self.objective(self.student, pack)[0]
+            loss.backward()  # type: ignore[no-untyped-call]
+        except torch.OutOfMemoryError:
+            raise RequestError(
+                f"{sum(map(len, pack)):,} tokens at once, the longest row first, do not fit into the GPU's memory: "
+                "lower --micro or --max-length, or take --checkpointing on"
+            ) from None
+        finally:
+            self.optimiser.zero()
+            self.student.noise = self.settings.noise
+
     def _go(self) -> None:
         if self.held_out and self.at.before is None:
             self._look()
@@ -114,6 +131,8 @@ class Training:
 
     def _begun(self) -> Standing:
         s = self.settings
+        if self._writes and self.folder.metrics.exists():
+            self.folder.trim(-1)  # of a run that was killed before its first checkpoint
         if s.budget is not None:
             rise = int(s.warmup) if s.warmup >= 1 else RISE
             return Standing(Schedule.over("constant", NEVER, rise), planned=False)

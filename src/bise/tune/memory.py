@@ -8,10 +8,15 @@ ops/torch keep for their way back; the tests hold them against what torch's allo
 from __future__ import annotations
 
 import ctypes
+import math
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ..config import Config
 from ..errors import RequestError
@@ -20,17 +25,18 @@ from ..ops.torch import weights as matrices
 from ..ops.torch.product import STRIP
 from ..weights import Weights, expected_shapes
 from .sample import Example, Pair, Sample, Verdict
+from .student import Student
 
+Objective = Callable[[Student, Sequence[Any]], tuple[Tensor, int, dict[str, float]]]
 FLOAT = 4  # bytes
 LINEAR = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-START = 32 << 20  # what the first step brings besides tensors: code of torch and MKL, their threads' buffers. Measured
+# What comes with the first step besides tensors, measured (torch 2.13, Linux x86-64, one thread):
+START = 32 << 20  # code of torch and MKL, buffers of their threads
+COMPILER = 77 << 20  # torch.utils.checkpoint imports torch's compiler at its first call
 LARGE = 1 << 18  # bytes from which malloc asks the system for pages of their own, and gives them back at once
 STEPS = 64  # tokens: micro-batches are planned in multiples of it
 MOST = 8192  # tokens of a micro-batch: more of them are no faster
 _THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
-
-
-# what is asked for
 
 
 @dataclass(frozen=True)
@@ -94,16 +100,14 @@ def samples_of(example: Example) -> list[Sample]:
     return [example.answer] if isinstance(example, Verdict) else [example]
 
 
-# prediction: everything in bytes
-
-
 def predict(subject: Subject, load: Load, checkpointing: bool, process: int | None = None) -> dict[str, int]:
     """Bytes of every part at the moment when the most is held. process: what is held before the model is loaded."""
     c, trained = subject.config, subject.trained
+    compiler = COMPILER if (checkpointing or _learns_output(subject)) and "torch._dynamo" not in sys.modules else 0
     kept, work = _on_the_way(subject, load, checkpointing)
     averages = 2 * FLOAT * trained if subject.bits == 32 else 2 * trained * (1 + FLOAT / matrices.GROUP)
     return {
-        "process": (resident() if process is None else process) + START,
+        "process": (resident() if process is None else process) + START + compiler,
         "frozen weights": 0 if subject.method == "full" else sum(_held(subject, name) for name in subject.types),
         "decoded weights": _decoded(subject),
         "trained": FLOAT * trained,
@@ -141,9 +145,9 @@ def _on_the_way(subject: Subject, load: Load, checkpointing: bool) -> tuple[int,
     if not checkpointing:
         kept = (c.n_layers - 1) * every.kept + last.kept
         return kept, max(logits, last.back)
-    inputs = c.n_layers * FLOAT * load.tokens * c.dim
+    inputs = c.n_layers * FLOAT * load.tokens * c.dim  # of which the layer that is made again keeps none
     again = max(layer.kept + layer.back for layer in ([every, last] if c.n_layers > 1 else [last]))
-    return inputs, max(logits, again - FLOAT * load.tokens * c.dim)
+    return inputs, max(logits, again - 2 * FLOAT * load.tokens * c.dim)
 
 
 class _Layer:
@@ -163,28 +167,37 @@ class _Layer:
         )  # fmt: skip
         feed_forward = c.dim + 2 * c.hidden_dim + sum(inner[4:])  # the stream between, gate and up: the rest again
         gate = 3 * c.hidden_dim + c.dim  # gradients of the gated, of gate and of up; that of the stream
-        attend = 2 * queries + 2 * keys + c.dim  # gradients of what attention gave, of q, k and v; of the stream
+        attend = 2 * (queries + keys + c.dim)  # gradients of what attention gave, of q, k and v; of the stream, twice
         product = learnt * 2 * (c.hidden_dim + c.dim) + c.dim * c.hidden_dim  # and that of the weight, to be added
         self.kept = FLOAT * (load.tokens * attention + learnt * feed_forward)
-        after = FLOAT * (load.tokens * attend - learnt * feed_forward)  # the feed-forward part's is gone by then
+        after = FLOAT * (load.tokens * attend - learnt * feed_forward + _tile(load.tokens))  # that part's is gone then
         self.back = max(FLOAT * learnt * gate, after, FLOAT * product if subject.method == "full" else 0)
 
 
+def _tile(rows: int) -> int:
+    """Scores and their gradients that torch's attention holds at once on the CPU, one tile for each thread."""
+    queries = 256 if rows >= 768 else 64 if rows >= 192 else 32
+    return torch.get_num_threads() * 2 * min(rows, queries) * min(rows, 512)
+
+
 def _logits(subject: Subject, load: Load) -> int:
-    """Logits of as many rows as are computed at once (where the output matrix learns, three times over), beside the
-    last states, their norm and its gradient."""
+    """Logits of as many rows as are computed at once, beside the last states, their norm and its gradient. Where the
+    output matrix learns: four times over, or twice beside the matrix' gradient."""
     c = subject.config
     rows = min(load.learnt, max(1, entropy.LOGITS // c.vocab_size))
-    learns = subject.method == "full" or "output" in subject.targets
-    weight = c.vocab_size * c.dim if subject.method == "full" else 0  # its gradient, to be added
-    return FLOAT * (rows * (c.vocab_size * (3 if learns else 1) + c.dim) + 3 * load.learnt * c.dim + weight)
+    one, states = rows * c.vocab_size, 3 * load.learnt * c.dim
+    if _learns_output(subject):
+        one = max(4 * one, 2 * one + (c.vocab_size * c.dim if subject.method == "full" else 0))
+        states = 2 * load.learnt * c.dim
+    return FLOAT * (one + rows * c.dim + states)
+
+
+def _learns_output(subject: Subject) -> bool:
+    return subject.method == "full" or "output" in subject.targets
 
 
 def _count(shape: Sequence[int]) -> int:
     return shape[0] * (shape[1] if len(shape) > 1 else 1)
-
-
-# the plan
 
 
 @dataclass(frozen=True)
@@ -245,7 +258,7 @@ def _refusal(subject: Subject, found: Plan, longest: int) -> str:
     fixed = found.total - on_the_way
     named = ", ".join(f"{name} {_gib(size)}" for name, size, share in found.rows() if share >= 0.05)
     remedies = [] if fixed >= found.limit else [
-        f"rows of at most {int(longest * (found.limit - fixed) / on_the_way):,} tokens (--max-length)"
+        f"rows of at most {int(longest * (found.limit - fixed) / on_the_way) // STEPS * STEPS:,} tokens (--max-length)"
     ]  # fmt: skip
     if subject.method == "full":
         remedies.append("--method lora")
@@ -260,7 +273,8 @@ def _refusal(subject: Subject, found: Plan, longest: int) -> str:
 
 
 def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f}g" if size >= 2**30 else f"{size / 2**20:.0f}m"
+    """A little more rather than less: it is also what to ask for."""
+    return f"{math.ceil(size / 2**30 * 10) / 10:.1f}g" if size >= 2**30 else f"{math.ceil(size / 2**20)}m"
 
 
 def read_size(text: str) -> int:
@@ -269,9 +283,6 @@ def read_size(text: str) -> int:
     if not match or not float(match[1]):
         raise RequestError(f"memory is {text!r}, expected for example 16g or 900m")
     return int(float(match[1]) * (1 << 30 if match[2] == "g" else 1 << 20))
-
-
-# measuring
 
 
 def steady() -> bool:
@@ -302,6 +313,18 @@ def free(share: float = 0.9) -> int | None:
 def peak() -> int:
     """The most it has held since it began, or since `forget_peak`; bytes."""
     return _status("VmHWM")
+
+
+def probe(student: Student, objective: Objective, examples: Sequence[Example]) -> int:
+    """The most that one micro-batch takes, tried before the first step: the whole process, in bytes, yet without the
+    optimiser's averages. The gradients are the caller's to zero; no chance is drawn."""
+    forget_peak()
+    noise, student.noise = student.noise, 0.0
+    try:
+        objective(student, examples)[0].backward()  # type: ignore[no-untyped-call]
+    finally:
+        student.noise = noise
+    return peak()
 
 
 def forget_peak() -> None:

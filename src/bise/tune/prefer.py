@@ -71,7 +71,7 @@ def reference_point(ratio: Tensor) -> Tensor:
 
 def per_answer(logprobs: Tensor, samples: Sequence[Sample]) -> Tensor:
     """(targets,) of several samples -> (S,): log pi(y|x) of each."""
-    return torch.stack([part.sum() for part in logprobs.split([sample.targets for sample in samples])])
+    return torch.stack([part.sum() for part in logprobs.split_with_sizes([sample.targets for sample in samples])])
 
 
 def switched_off(student: Student, samples: Sequence[Sample]) -> Tensor:
@@ -146,7 +146,8 @@ class Orpo:
         samples = _both(pairs)
         sums = per_answer(student.logprobs(samples), samples)
         mean = sums / torch.tensor([sample.targets for sample in samples], device=sums.device)
-        return orpo(*mean.chunk(2), self.weight).sum(), len(pairs), _compared(log_odds(mean))
+        chosen, rejected = mean.chunk(2)
+        return orpo(chosen, rejected, self.weight).sum(), len(pairs), _compared(log_odds(mean))
 
 
 @dataclass(frozen=True)

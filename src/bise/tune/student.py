@@ -21,6 +21,7 @@ from ..lora import Adapter, Delta
 from ..model import states
 from ..ops import Array
 from ..ops.torch import Torch
+from ..ops.torch.memory import give_back_large_arrays
 from ..ops.torch.weights import Adapted
 from ..tokenizer import Tokenizer
 from ..weights import Layer, Parameters, Progress, Weights, expected_shapes
@@ -56,7 +57,7 @@ class Student:
     ) -> None:  # fmt: skip
         self.ops, self.config, self.parameters, self.trained = ops, config, parameters, dict(trained)
         self.tokenizer, self.weights, self.alpha = tokenizer, weights, alpha
-        self.checkpointing = False
+        self._checkpointing = False
         self.noise = 0.0
         self._chance = torch.Generator(ops.device).manual_seed(seed)
 
@@ -112,6 +113,16 @@ class Student:
         blk = [Layer(**{part: made[f"blk.{i}.{part}"] for part in parts}) for i in range(config.n_layers)]
         parameters = Parameters(made["token_embd"], blk, made["output_norm"], made["output"])
         return cls(ops, config, parameters, _free(parameters), tokenizer, seed=seed)
+
+    @property
+    def checkpointing(self) -> bool:
+        return self._checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, wanted: bool) -> None:
+        self._checkpointing = wanted
+        if wanted:
+            give_back_large_arrays()
 
     def logprobs(self, samples: Sequence[Sample]) -> Tensor:
         """(targets,): log-probability of every learnt token, sample by sample, in order."""

@@ -14,8 +14,8 @@ from ...quant import QTensor
 from .. import Ring, Weight
 from .attention import attend_whole
 from .entropy import logprobs
-from .product import Strips, linear
 from .pointwise import rms_norm, rope, swiglu
+from .product import Strips, linear
 from .weights import Adapted, Frozen, Nf4
 
 _KEPT = {"F16": torch.float16, "BF16": torch.bfloat16}  # these stay what the file stores; the rest becomes float32
@@ -43,9 +43,7 @@ class Torch:
         return self._floats(tensor)
 
     def table(self, tensor: QTensor) -> Any:
-        if self.keep != "floats" and tensor.type != "F32":
-            return Frozen(tensor, self.device)
-        return self._floats(tensor)
+        return self._floats(tensor) if self.keep == "floats" else Frozen(tensor, self.device)
 
     def _floats(self, tensor: QTensor) -> Tensor:
         if len(tensor.shape) == 2 and tensor.type in _KEPT:

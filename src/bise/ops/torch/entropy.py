@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from .product import Strips, linear
 from .weights import Adapted
 
-LOGITS = 1 << 24  # that exist at a time
+LOGITS = 1 << 23  # that exist at a time
 
 
 def logprobs(strips: Strips, states: Tensor, output: Any, targets: Tensor) -> Tensor:

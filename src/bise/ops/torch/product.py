@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from .pointwise import Recipe
 from .weights import Adapted, Kept
 
-STRIP = 1 << 21  # values of a weight decoded at a time
+STRIP = 1 << 22  # values of a weight decoded at a time
 _TINY = 1e-30
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -145,3 +146,6 @@ def verbs() -> _kernels.Verbs:
 @cache
 def _verbs(threads: int) -> _kernels.Verbs:
     return _kernels.Verbs(threads)
+
+
+atexit.register(_verbs.cache_clear)  # nanobind counts what is alive when the interpreter ends
