@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -154,8 +155,12 @@ def test_both_kinds_agree(tiny: Path, tmp_path: Path) -> None:
         lora.write_gguf(tmp_path / "dora.gguf", random_adapter(CONFIG, dora=True))
 
 
-def test_base_is_checked(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_base_is_checked(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same shapes, other weights: refused by fingerprint, unless it is meant so."""
+    monkeypatch.setattr(logging.getLogger("bise"), "propagate", True)  # the command line's tests turn it off
+    caplog.set_level(logging.WARNING, "bise")
     weights = Weights.open(tiny)
     other = Weights.open(write_tiny_gguf(tmp_path / "other.gguf", CONFIG, tiny_weights(CONFIG, seed=1)))
     lora.write_peft(tmp_path / "a", random_adapter(CONFIG, base=weights.fingerprint), CONFIG)

@@ -92,12 +92,8 @@ class Model:
         """(T,) ids -> (T, vocab_size) float32, every position; keys and values pass through the model's kv type.
         adapter: as in Options."""
         tokens, placed = self._ids(ids), self.placed(adapter)
-        n = len(tokens)
-        batch = whole(self.ops, self.config, [n], self.kv)
-        ops, weights = self.ops, self.parameters
-        if placed:
-            rows = [(slice(0, n), placed)]
-            ops, weights = self.beside.beside(rows, n, rows, n)
+        ops, weights = self.beside.everywhere(placed) if placed else (self.ops, self.parameters)
+        batch = whole(ops, self.config, [len(tokens)], self.kv)
         return self.ops.numpy(forward(ops, self.config, weights, tokens, batch, tap))
 
     def add_adapter(self, path: str | Path, name: str | None = None, any_base: bool = False) -> str:

@@ -7,7 +7,7 @@ own, so a token is the same to the bit among others, and rows without an adapter
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, cast
 
@@ -74,7 +74,11 @@ class Adapters:
     def beside(self, rows: Rows, count: int, wanted: Rows, wanted_count: int) -> tuple[Ops, Parameters]:
         """The verbs and the weights of one step. rows: which of its `count` rows have which adapter; wanted: which of
         those `wanted_count` that the last layer hands on."""
-        return cast(Ops, _Beside(self.ops, {count: rows, wanted_count: wanted})), self.parameters
+        return cast(Ops, _Beside(self.ops, {count: rows, wanted_count: wanted}.__getitem__)), self.parameters
+
+    def everywhere(self, placed: Placed) -> tuple[Ops, Parameters]:
+        """The verbs and the weights of a model all of whose rows have this adapter."""
+        return cast(Ops, _Beside(self.ops, lambda count: [(slice(0, count), placed)])), self.parameters
 
     def _kind(self, weight: str) -> str:
         """A and B are kept at 16 bits beside a weight that has no more: its own rounding is far coarser. Not by torch,
@@ -100,7 +104,7 @@ class Adapters:
 class _Beside:
     """A backend for one step: `linear` adds what adapters add, every other verb is the backend's own."""
 
-    def __init__(self, ops: Ops, rows: Mapping[int, Rows]) -> None:
+    def __init__(self, ops: Ops, rows: Callable[[int], Rows]) -> None:
         """rows: by how many there are. All of a step's, and those that its last layer hands on; where these are as
         many, they are the same ones."""
         self._ops, self._rows = ops, rows
@@ -111,7 +115,7 @@ class _Beside:
     def linear(self, x: Array, *ws: Named) -> Any:
         ys = self._ops.linear(x, *(w.base for w in ws))
         each = ys if len(ws) > 1 else (ys,)
-        for rows, placed in self._rows[len(x)]:
+        for rows, placed in self._rows(len(x)):
             changed = [(y, pair) for y, w in zip(each, ws, strict=True) if (pair := placed.pairs.get(w.name))]
             if changed:
                 self._add(x[rows], [(y[rows], pair) for y, pair in changed])
