@@ -63,7 +63,9 @@ def do(command: str) -> None:
     words = shlex.split(command.format(puff=bise.api.BUILT_IN))
     print("\n$ bise " + command.format(puff="puff.gguf"), flush=True)
     started = time.monotonic()
-    subprocess.run([sys.executable, "-m", "bise", *words], check=True, stdout=subprocess.DEVNULL)
+    code = subprocess.run([sys.executable, "-m", "bise", *words], stdout=subprocess.DEVNULL).returncode
+    if code:
+        sys.exit(code)
     print(f"  {time.monotonic() - started:.0f} s", flush=True)
 
 

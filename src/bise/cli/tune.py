@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """[bold]Examples[/]
 
-[cyan]bise tune chats.jsonl[/]  the built-in model, in a minute or two
+[cyan]bise tune chats.jsonl more.jsonl[/]  the built-in model, in a minute or two
 
 [cyan]bise tune mistral-7b-v0.1.Q4_K_M.gguf chats.jsonl --budget 24h[/]  an adapter, trained against this very file
 
@@ -104,13 +104,12 @@ def _need_torch() -> None:
 
 
 def _sources(model: str | None, data: list[str] | None) -> tuple[str, tuple[str, ...]]:
-    """The model, found or pulled, and the data; a single data file means the built-in model."""
+    """The model, found or pulled, and the data; data where the model should stand means the built-in one."""
     from ..api import find
     from .terminal import Bar
 
-    if model is not None and not data and Path(model.partition(":")[0]).suffix in DATA:
-        data = [model]
-        model = None
+    if model is not None and Path(model.partition(":")[0]).suffix in DATA:
+        model, data = None, [model, *(data or [])]
     if not data:
         raise RequestError("no data: bise tune MODEL rows.jsonl")
     with Bar("pulling", "bytes") as bar:
