@@ -1,5 +1,7 @@
 """Where the tests find real data made by others: a folder beside the checkout, never part of it."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,12 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"the shared data folder {SHARED} is not here")
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def quiet_library() -> Iterator[None]:
+    """The command line, tried in this process, listens to the library's log: the next test finds it as it was."""
+    log = logging.getLogger("bise")
+    before = log.handlers, log.level, log.propagate
+    yield
+    log.handlers, log.level, log.propagate = before

@@ -9,7 +9,7 @@ import pytest
 from bise.chat import TEMPLATE_V1, ChatFormat, find_template
 from bise.errors import RequestError, TemplateError
 from bise.instruct import call_id
-from bise.template import Guest
+from bise.template import Guest, render
 from bise.tokenizer import Tokenizer
 from bise.vocab import Vocab
 from test_tokenizer import FILES, model_path, tokenizer_of
@@ -522,11 +522,10 @@ def _plain(value):
 def _printed_by(template: str, conversation: list[list[str]], bos: str, eos: str) -> str:
     from bise import chat, instruct
 
-    vocab = small_with_ends(bos, eos)
-    system_prompt, turns = instruct.merge(instruct.read([{"role": r, "content": c} for r, c in conversation]))
-    mark = chat._Mark(vocab, [c for _, c in conversation])
+    merged = instruct.merge(instruct.read([{"role": r, "content": c} for r, c in conversation]))
+    page = chat._Page(template, *merged, small_with_ends(bos, eos), None, render)
     try:
-        return mark.remove(chat._printed(template, system_prompt, turns, vocab, None, mark))
+        return page.mark.remove(page.text(len(page.turns)))
     except TemplateError as error:
         return f"refused: {error}"
 
