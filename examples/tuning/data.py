@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 PUFF = Path(__file__).resolve().parents[1] / "puff" / "data.py"  # knows which stories puff was not trained on
+REPLAY = 400  # stories
 Rows = list[dict[str, Any]]
 
 
@@ -30,6 +31,7 @@ def make(data: Path, work: Path) -> None:
     write(work / "pairs.jsonl", kept(rows, lambda n: n % 8 != 0))
     write(work / "pairs-test.jsonl", kept(rows, lambda n: n % 8 == 0))
     told = stories(data)
+    write(work / "replay.jsonl", [{"text": story} for story in told["train"][:REPLAY]])
     (work / "stories.txt").write_text("\n\n".join(told["test"]), encoding="utf-8")
     asked = [" ".join(m["content"] for m in row["messages"]) for row in read(work / "sql.jsonl")]
     (work / "calibration.txt").write_text("\n\n".join([*told["valid"], *asked[::4]]), encoding="utf-8")
@@ -50,7 +52,7 @@ def pairs(rows: Rows) -> Rows:
 
 
 def stories(data: Path) -> dict[str, list[str]]:
-    """The stories that puff was not trained on: its "valid" and its "test"."""
+    """puff's stories, as its "train", its "valid" and its "test"."""
     puff = _puff()
     found: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
     for story in puff.stories(data):

@@ -42,11 +42,11 @@ def main() -> None:
 
     print("puff answers questions about tables and small instructions", flush=True)
     step("puff as it is", bise.load())
-    do("tune sql.jsonl instructions.jsonl --out lesson --rank 64 --rate 4e-3 --epochs 4" + few)
+    do("tune sql.jsonl instructions.jsonl replay.jsonl --out lesson --rank 64 --rate 3e-3 --epochs 4" + few)
     step("with the adapter", bise.load(adapter="lesson/adapter"))
     do("merge adapter {puff} lesson/adapter taught.gguf --type f16")
     step("merged", bise.load("taught.gguf"))
-    do("tune taught.gguf pairs.jsonl --objective dpo --out manners --eval-split pairs-test.jsonl --rate 1e-4" + few)
+    do("tune taught.gguf pairs.jsonl --objective dpo --out manners --eval-split pairs-test.jsonl --rate 1e-3" + few)
     do("merge adapter taught.gguf manners/adapter polite.gguf --type f16")
     step("after DPO, merged", bise.load("polite.gguf"))
     do("quantize polite.gguf small.gguf --type Q4_K_M --compensate calibration.txt")

@@ -7,6 +7,7 @@ stories  perplexity of stories that the model was never trained on: what it has 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from data import Rows, read
 import bise
 from bise.score import Perplexity
 
+QUERY = re.compile(r"SELECT ((COUNT|MAX|MIN|SUM|AVG) )?(?P<what>.+) FROM (?P<table>\S+) WHERE (?P<where>.+?) [=<>] .+")
 CHUNK = 256  # tokens of stories that are read at once
 Answer = Callable[[str], str]  # question -> what the model says to it, with the likeliest token every time
 
@@ -44,8 +46,15 @@ def says(model: bise.Model, question: str) -> str:
 
 
 def sql(answer: Answer, rows: Rows) -> float:
-    right = [answer(row["messages"][0]["content"]).strip() == row["messages"][1]["content"] for row in rows]
-    return float(np.mean(right))
+    questions = [row["messages"][0]["content"] for row in rows]
+    return float(np.mean([could_run(answer(question).strip(), question) for question in questions]))
+
+
+def could_run(query: str, question: str) -> bool:
+    """A question's first lines are `table: NAME` and `columns: A, B, C`."""
+    table, columns, _ = (line.partition(": ")[2] for line in question.split("\n"))
+    found = QUERY.fullmatch(query)
+    return found is not None and found["table"] == table and {found["what"], found["where"]} <= set(columns.split(", "))
 
 
 def polite(model: bise.Model, rows: Rows) -> float:
