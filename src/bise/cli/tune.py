@@ -109,7 +109,8 @@ def _sources(model: str | None, data: list[str] | None) -> tuple[str, tuple[str,
     from .terminal import Bar
 
     if model is not None and Path(model.partition(":")[0]).suffix in DATA:
-        model, data = None, [model, *(data or [])]
+        data = [model, *(data or [])]
+        model = None
     if not data:
         raise RequestError("no data: bise tune MODEL rows.jsonl")
     with Bar("pulling", "bytes") as bar:

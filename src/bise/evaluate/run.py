@@ -8,28 +8,21 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from .. import moments
 from ..cache import whole
-from ..config import Config
 from ..errors import RequestError
 from ..model import forward
-from ..ops import Ops
 from ..score import Divergence, Perplexity
 from ..texts import Cut, Ids
-from ..weights import Parameters, Weights
 from .kept import Kept, write
 
 Watch = Callable[[int, int, str], None]  # tokens read, tokens in all, the figures so far
 STEP = 512  # tokens that are read at once: short chunks several at a time
 
 
-class Loaded(Protocol):
+class Loaded(moments.Loaded, Protocol):
     """What is judged: a `bise.Model`, seen from below."""
 
-    ops: Ops
-    config: Config
-    weights: Weights
-    parameters: Parameters
-    kv: str
     path: Path
 
 
