@@ -32,12 +32,16 @@ def write(results: Sequence[Path], page: Path = PAGE) -> None:
 
 def filled(text: str, result: Result, name: str) -> str:
     """name: of the result file, as the page links to it."""
-    scenario = result["scenario"]
-    start, end = f"<!-- {scenario} -->", f"<!-- /{scenario} -->"
+    start, end = f"<!-- {place(result)} -->", f"<!-- /{place(result)} -->"
     if start not in text or end not in text:
-        raise ValueError(f"the page has no place for {scenario}")
+        raise ValueError(f"the page has no place for {place(result)}")
     body = f"{start}\n\n{about(result, name)}\n\n{shown(result)}\n\n{end}"
     return re.sub(f"{re.escape(start)}.*?{re.escape(end)}", lambda _: body, text, flags=re.DOTALL)
+
+
+def place(result: Result) -> str:
+    """The scenario; a sweep has one for each company that it was measured in."""
+    return " ".join([result["scenario"], *(name for name in result.get("servers", ()) if name != "bise")])
 
 
 def named(text: str) -> list[str]:
