@@ -10,6 +10,8 @@ is what compensation reads. The other half judges (--chunks of it): KL from the 
 find the same token likeliest, the ratio of perplexities, all as `bise eval kl` has them. Every file is judged by the
 same arithmetic (--backend reference leaves the rounding of activations out). llama.cpp's quantiser is given the
 importance matrix that bise measured and wrote. Compensation takes longest, so only some types have it (--compensate).
+"bise, --bits" is a file of the type's size whose bytes were spent where bise measured the largest errors, without
+importance; how errors are weighed for that was measured on puff itself, so with puff it does well.
 
 The text is a list of 1,000 different stories in ../shared/data beside the checkout unless one is named: halves of one
 list, because the lists there all begin with the same stories. Prints a table, --json one line, --save writes a file;
@@ -39,6 +41,7 @@ from bise.bench import machine, others
 from bise.evaluate import divergence, full_logits
 from bise.moments import collect
 from bise.quant import Planned, QTensor
+from bise.quantize import plan
 from bise.score import Estimate
 from bise.texts import Cut
 from bise.tokenizer import Tokenizer
@@ -88,18 +91,30 @@ def _silent() -> Any:
     return llama_cpp.llama_log_callback(lambda level, text, data: None)
 
 
-def by_bise(given: Given, out: Path, type: str, informed: bool, compensated: bool) -> None:
-    more = ["--imatrix", given.importance] * informed + ["--compensate", given.text] * compensated
-    command = [sys.executable, "-m", "bise", "quantize", given.model, out, "--type", type, "--quiet", *more]
+def by_bise(given: Given, out: Path, type: str, *, informed: bool = False, more: bool = False) -> None:
+    """more: with error compensation, too."""
+    asked = ["--type", type, *["--imatrix", given.importance] * informed, *["--compensate", given.text] * more]
+    _quantize(given.model, out, asked)
+
+
+def by_size(given: Given, out: Path, type: str) -> None:
+    """As many bytes as the type takes, wherever they do most."""
+    bits = plan(Weights.open(given.model), out, type).bits
+    _quantize(given.model, out, ["--bits", f"{bits + 1e-6:.6f}"])
+
+
+def _quantize(model: Path, out: Path, asked: list[Any]) -> None:
+    command = [sys.executable, "-m", "bise", "quantize", model, out, "--quiet", *asked]
     subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
 
 
 WAYS: dict[str, Make] = {
     "llama.cpp": partial(by_llama_cpp, informed=False),
     "llama.cpp, importance": partial(by_llama_cpp, informed=True),
-    "bise": partial(by_bise, informed=False, compensated=False),
-    "bise, importance": partial(by_bise, informed=True, compensated=False),
-    "bise, compensated": partial(by_bise, informed=True, compensated=True),
+    "bise": by_bise,
+    "bise, importance": partial(by_bise, informed=True),
+    "bise, compensated": partial(by_bise, informed=True, more=True),
+    "bise, --bits": by_size,
 }
 
 
@@ -157,7 +172,8 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 def ways(options: argparse.Namespace, type: str) -> list[str]:
     named = [way for way in WAYS if way.split(",")[0] in options.ways]
-    return [way for way in named if "compensated" not in way or type in options.compensate]
+    without = ["bise, compensated"] * (type not in options.compensate) + ["bise, --bits"] * (type == "Q8_0")
+    return [way for way in named if way not in without]
 
 
 def size(path: Path) -> dict[str, float]:

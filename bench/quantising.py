@@ -186,7 +186,7 @@ def main() -> None:
     else:
         found = by_type(arguments.types, arguments.threads, arguments.rounds)
     result = {
-        "scenario": "rounding" if arguments.file is None else "files", "file": BUILT_IN.name, "rows": list(found.values()),
+        "scenario": "rounding" if arguments.file is None else "files", "rows": list(found.values()),
         "settings": {"threads": arguments.threads, "rounds": arguments.rounds},
         "load_average": load, "machine": machine(),
     }  # fmt: skip

@@ -1,4 +1,5 @@
-"""What the pictures of the README and of docs/quantising.md show, computed by bise itself, and measured where it can be measured."""
+"""What the pictures of the README and of docs/quantising.md show, computed by bise itself, and measured where it can be
+measured."""
 
 from __future__ import annotations
 

@@ -162,7 +162,8 @@ def block(shown: dict[str, Any]) -> Any:
     for name, nbytes in shown["nbytes"].items():
         wide = 12 + 4.78 * nbytes
         paper.box(axes, left, 44, wide - 3, 20, PALE if name == "levels" else ORANGE if len(name) == 1 else BLUE)
-        paper.text(axes, left + (wide - 3) / 2, 53.6, f"{nbytes}", 10, paper.INK if name == "levels" else CARD, "center")
+        ink = paper.INK if name == "levels" else CARD
+        paper.text(axes, left + (wide - 3) / 2, 53.6, f"{nbytes}", 10, ink, "center")
         left += wide
     words = "bytes: d and m (float16), eight scales and minima of 6 bits each, 256 levels of 4 bits"
     paper.text(axes, 0, 30, words, 11, SOFT)

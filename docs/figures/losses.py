@@ -8,20 +8,21 @@ from typing import Any
 
 import matplotlib as mpl
 import paper
-from paper import BLUE, CARD, GREY, ORANGE, PALE_INK, SOFT
+from paper import BLUE, CARD, GREY, ORANGE, PALE_INK, SOFT, TINTS
 
+NAME = "quantising-kl.svg"
 WIDTH, STEP = 792, 25  # points; from type to type
 # way -> (colour, filled): a ring without importance, a disc with it
 LOOKS = {
     "llama.cpp": (PALE_INK, False), "llama.cpp, importance": (PALE_INK, True), "bise": (BLUE, False),
-    "bise, importance": (BLUE, True), "bise, compensated": (ORANGE, True),
+    "bise, importance": (BLUE, True), "bise, compensated": (ORANGE, True), "bise, --bits": (TINTS[2], False),
 }  # fmt: skip
 
 
 def draw(points: Sequence[dict[str, Any]], folder: Path) -> Path:
     """quantising-kl.svg from points {type, way, kl}."""
     with mpl.rc_context(paper.STYLE):
-        return paper.save(shown(points), folder / "quantising-kl.svg", list(points))
+        return paper.save(shown(points), folder / NAME, list(points))
 
 
 def shown(points: Sequence[dict[str, Any]]) -> Any:

@@ -45,12 +45,13 @@ def write(results: Sequence[Path], page: Path = PAGE) -> list[Path]:
 
 
 def filled(text: str, result: Result, name: str) -> str:
-    """name: of the result file, as the page links to it."""
+    """name: of the result file, as the page links to it, above its first table."""
     parts = PARTS.get(result["scenario"])
     if parts is None:
         raise ValueError(f"the page has no place for {result['scenario']}")
     for part, shown in parts.items():
-        text = put(text, part, f"{about(result, name)}\n\n{shown(result['rows'])}")
+        intro = f"{about(result, name)}\n\n" if part == next(iter(parts)) else ""
+        text = put(text, part, f"{intro}{shown(result['rows'])}")
     return text
 
 
@@ -110,19 +111,28 @@ def quality(rows: Rows) -> str:
     for type, own in _by_type(rows).items():
         base = own.get("llama.cpp")
         lines.append([type, *(_loss(own[way], base) if way in own else "" for way in ways)])
-    picture = "![KL by type: llama.cpp's quantiser and bise's, with importance and compensation](figures/quantising-kl.svg)"
+    picture = f"![KL by type: llama.cpp's quantiser and bise's](figures/{losses.NAME})"
     return f"{picture}\n\n{table(['KL, nats a token', *ways], lines)}"
 
 
 def ratios(rows: Rows) -> str:
     """The same files judged by perplexity: that of the file over the full model's."""
+    return _of_all_ways("perplexity ratio", rows, lambda row: _with_error(row["perplexity_ratio"]))
+
+
+def seconds(rows: Rows) -> str:
+    return _of_all_ways("seconds, for puff", rows, lambda row: f"{row['seconds']:.1f}")
+
+
+def _of_all_ways(head: str, rows: Rows, cell: Callable[[dict[str, Any]], str]) -> str:
+    """A line for each type that was made in all ways."""
     ways = list(dict.fromkeys(row["way"] for row in rows))
-    lines = [
-        [type, *(f"{own[way]['perplexity_ratio']['value']:.4f}" if way in own else "" for way in ways)]
-        for type, own in _by_type(rows).items()
-        if len(own) == len(ways)
-    ]
-    return table(["perplexity ratio", *ways], lines)
+    whole = {type: own for type, own in _by_type(rows).items() if len(own) == len(ways)}
+    return table([head, *ways], [[type, *(cell(own[way]) for way in ways)] for type, own in whole.items()])
+
+
+def _with_error(estimate: dict[str, float]) -> str:
+    return f"{estimate['value']:.4f} ± {estimate['error']:.4f}"
 
 
 def _by_type(rows: Rows) -> dict[str, dict[str, dict[str, Any]]]:
@@ -175,7 +185,7 @@ ABOUT: Mapping[str, Callable[[Result], str]] = {
     "files": lambda _: "A BF16 file of Mistral 7B's shape with one layer, median of two turns,",
 }  # fmt: skip
 PARTS: Mapping[str, Mapping[str, Callable[[Rows], str]]] = {
-    "quality": {"types": types, "quality": quality, "ratios": ratios},
+    "quality": {"types": types, "quality": quality, "seconds": seconds, "ratios": ratios},
     "rounding": {"rounding": speeds},
     "files": {"files": files},
 }
