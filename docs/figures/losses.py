@@ -32,7 +32,7 @@ def shown(points: Sequence[dict[str, Any]]) -> Any:
     figure = paper.card(WIDTH, height)
     sheet = paper.panel(figure, 28, 0, WIDTH - 56, height)
     paper.title(sheet, height - 36, "What quantising loses", "KL from the full model's predictions: less is better")
-    _legend(sheet, height - 84, dict.fromkeys(point["way"] for point in points))
+    _legend(sheet, height - 84, ways(points))
     bases = {point["type"]: point["kl"] for point in points if point["way"] == "llama.cpp"}
     frames = [figure.add_axes((x / WIDTH, 44 / height, 300 / WIDTH, STEP * len(types) / height)) for x in (100, 452)]
     parts = [{**p, "kl": p["kl"] / bases[p["type"]]} for p in points if bases.get(p["type"])]
@@ -46,6 +46,12 @@ def shown(points: Sequence[dict[str, Any]]) -> Any:
     frames[1].set_yticks([])
     frames[1].axvline(1, color=PALE_INK, linewidth=1, zorder=1)
     return figure
+
+
+def ways(points: Sequence[dict[str, Any]]) -> list[str]:
+    """Those that there are, always in the same order."""
+    found = {point["way"] for point in points}
+    return [way for way in LOOKS if way in found]
 
 
 def _dots(axes: Any, points: Sequence[dict[str, Any]], types: list[str]) -> None:
@@ -66,9 +72,9 @@ def _dot(axes: Any, x: float, y: float, way: str) -> None:
     axes.plot(x, y, "o", markerfacecolor=color if full else CARD, markeredgecolor=color, **look)
 
 
-def _legend(sheet: Any, y: float, ways: dict[str, None]) -> None:
+def _legend(sheet: Any, y: float, names: Sequence[str]) -> None:
     x = 6.0
-    for way in ways:
+    for way in names:
         _dot(sheet, x, y, way)
         paper.text(sheet, x + 10, y - 0.5, way, 11.5, SOFT)
         x += 34 + 6.7 * len(way)

@@ -106,7 +106,7 @@ def of_7b(type: str) -> tuple[int, float]:
 
 def quality(rows: Rows) -> str:
     """KL by type and way; in brackets as a part of what llama.cpp's quantiser loses without importance."""
-    ways = list(dict.fromkeys(row["way"] for row in rows))
+    ways = losses.ways(rows)
     lines = []
     for type, own in _by_type(rows).items():
         base = own.get("llama.cpp")
@@ -126,7 +126,7 @@ def seconds(rows: Rows) -> str:
 
 def _of_all_ways(head: str, rows: Rows, cell: Callable[[dict[str, Any]], str]) -> str:
     """A line for each type that was made in all ways."""
-    ways = list(dict.fromkeys(row["way"] for row in rows))
+    ways = losses.ways(rows)
     whole = {type: own for type, own in _by_type(rows).items() if len(own) == len(ways)}
     return table([head, *ways], [[type, *(cell(own[way]) for way in ways)] for type, own in whole.items()])
 
