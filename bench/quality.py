@@ -1,17 +1,21 @@
 #!/usr/bin/env python3
 """What quantising costs, type by type: bise's quantiser beside llama.cpp's, on the same model and text.
 
-    python bench/quality.py                                 puff, on children's stories
-    python bench/quality.py MODEL.gguf TEXT [--types Q4_K_M,Q3_K_M] [--ways bise,llama.cpp] [--save FILE.json]
+    python bench/quality.py [--save FILE.json]              puff, on children's stories
+    python bench/quality.py MODEL.gguf TEXT [--types Q4_K_M,Q3_K_M] [--ways bise,llama.cpp] [--compensate Q4_K_M]
 
 MODEL is the full model: a GGUF of floats. (puff's own file is Q8_0: dequantised it is the full model, with nothing but
 its own weights to lose.) The first half of the text (at most --calibrate chunks of it) makes the importance matrix and
-is what compensation reads. The other half judges: KL from the full model's predictions, how often both find the same
-token likeliest, the ratio of perplexities, all as `bise eval kl` has them. Every file is judged by the same arithmetic
-(--backend reference leaves the rounding of activations out). llama.cpp's quantiser is given the importance matrix that
-bise measured and wrote.
+is what compensation reads. The other half judges (--chunks of it): KL from the full model's predictions, how often both
+find the same token likeliest, the ratio of perplexities, all as `bise eval kl` has them. Every file is judged by the
+same arithmetic (--backend reference leaves the rounding of activations out). llama.cpp's quantiser is given the
+importance matrix that bise measured and wrote. Compensation takes longest, so only some types have it (--compensate).
+"bise, --bits" is a file of the type's size whose bytes were spent where bise measured the largest errors, without
+importance; how errors are weighed for that was measured on puff itself, so with puff it does well.
 
-Texts are read from ../shared/data beside the checkout unless one is named. Prints a table, and with --json one line.
+The text is a list of 1,000 different stories in ../shared/data beside the checkout unless one is named: halves of one
+list, because the lists there all begin with the same stories. Prints a table, --json one line, --save writes a file;
+docs/figures/quantising_page.py makes a page of that.
 """
 
 from __future__ import annotations
@@ -33,9 +37,11 @@ from typing import Any
 import bise
 from bise import gguf, importance, names, texts
 from bise.api import BUILT_IN
+from bise.bench import machine, others
 from bise.evaluate import divergence, full_logits
 from bise.moments import collect
 from bise.quant import Planned, QTensor
+from bise.quantize import plan
 from bise.score import Estimate
 from bise.texts import Cut
 from bise.tokenizer import Tokenizer
@@ -43,6 +49,7 @@ from bise.weights import Weights
 
 TEXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "tinystories" / "tinystories_1000.json.gz"
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS", "Q4_0", "Q3_K_M", "Q2_K")
+COMPENSATED = ("Q4_K_M", "Q3_K_M", "Q2_K", "IQ4_XS")
 FLOATS = ("F32", "F16", "BF16")
 
 
@@ -84,18 +91,30 @@ def _silent() -> Any:
     return llama_cpp.llama_log_callback(lambda level, text, data: None)
 
 
-def by_bise(given: Given, out: Path, type: str, informed: bool, compensated: bool) -> None:
-    more = ["--imatrix", given.importance] * informed + ["--compensate", given.text] * compensated
-    command = [sys.executable, "-m", "bise", "quantize", given.model, out, "--type", type, "--quiet", *more]
+def by_bise(given: Given, out: Path, type: str, *, informed: bool = False, more: bool = False) -> None:
+    """more: with error compensation, too."""
+    asked = ["--type", type, *["--imatrix", given.importance] * informed, *["--compensate", given.text] * more]
+    _quantize(given.model, out, asked)
+
+
+def by_size(given: Given, out: Path, type: str) -> None:
+    """As many bytes as the type takes, wherever they do most."""
+    bits = plan(Weights.open(given.model), out, type).bits
+    _quantize(given.model, out, ["--bits", f"{bits + 1e-6:.6f}"])
+
+
+def _quantize(model: Path, out: Path, asked: list[Any]) -> None:
+    command = [sys.executable, "-m", "bise", "quantize", model, out, "--quiet", *asked]
     subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
 
 
 WAYS: dict[str, Make] = {
     "llama.cpp": partial(by_llama_cpp, informed=False),
     "llama.cpp, importance": partial(by_llama_cpp, informed=True),
-    "bise": partial(by_bise, informed=False, compensated=False),
-    "bise, importance": partial(by_bise, informed=True, compensated=False),
-    "bise, compensated": partial(by_bise, informed=True, compensated=True),
+    "bise": by_bise,
+    "bise, importance": partial(by_bise, informed=True),
+    "bise, compensated": partial(by_bise, informed=True, more=True),
+    "bise, --bits": by_size,
 }
 
 
@@ -139,7 +158,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     full = full_logits(model.weights, chunks, cut, told, lambda path: model)
     rows = []
     for type in options.types:
-        for way in options.ways:
+        for way in ways(options, type):
             out = folder / f"{type}.gguf"
             started = time.perf_counter()
             WAYS[way](given, out, type)
@@ -149,6 +168,12 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             show(rows[-1])
             out.unlink()
     return rows
+
+
+def ways(options: argparse.Namespace, type: str) -> list[str]:
+    named = [way for way in WAYS if way.split(",")[0] in options.ways]
+    without = ["bise, compensated"] * (type not in options.compensate) + ["bise, --bits"] * (type == "Q8_0")
+    return [way for way in named if way not in without]
 
 
 def size(path: Path) -> dict[str, float]:
@@ -171,21 +196,28 @@ def table(rows: list[dict[str, Any]]) -> str:
     for type in dict.fromkeys(row["type"] for row in rows):
         own = {row["way"]: row for row in rows if row["type"] == type}
         base = own.get("llama.cpp")
-        cells = []
-        for row in own.values():
-            kl = row["kl"]["value"]
-            cells.append(f"{kl:.5f}" + (f" ({kl / base['kl']['value']:.2f})" if base and row is not base else ""))
-        lines.append(f"| {type} | {own[ways[0]]['bits']:.2f} | {' | '.join(cells)} |")
+        cells = [_cell(own[way], base) if way in own else "" for way in ways]
+        lines.append(f"| {type} | {next(iter(own.values()))['bits']:.2f} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any], base: dict[str, Any] | None) -> str:
+    kl = row["kl"]["value"]
+    return f"{kl:.5f}" + (f" ({kl / base['kl']['value']:.2f})" if base and row is not base else "")
+
+
+def listed(text: str) -> list[str]:
+    return text.split(",")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", type=Path, default=BUILT_IN)
     parser.add_argument("text", nargs="*", type=Path, default=[TEXT])
-    parser.add_argument("--types", type=lambda text: text.split(","), default=TYPES)
-    parser.add_argument("--ways", type=lambda text: text.split(","), default=["llama.cpp", "bise"])
-    parser.add_argument("--chunks", type=int, default=100)
+    parser.add_argument("--types", type=listed, default=TYPES)
+    parser.add_argument("--ways", type=listed, default=["llama.cpp", "bise"])
+    parser.add_argument("--compensate", type=listed, default=COMPENSATED, metavar="TYPES")
+    parser.add_argument("--chunks", type=int, default=60)
     parser.add_argument("--calibrate", type=int, default=200)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--backend", default="cpu")
@@ -194,11 +226,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
-    options.ways = [way for way in WAYS if way.split(",")[0] in options.ways]
+    load = others()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(options, Path(folder))
-    told = {name: getattr(options, name) for name in ("context", "chunks", "calibrate", "backend", "kv")}
-    result = {"model": options.model.name, "text": [path.name for path in options.text], **told, "rows": rows}
+    settings = {name: getattr(options, name) for name in ("context", "chunks", "calibrate", "backend", "kv")}
+    settings["text"] = [path.name for path in options.text]
+    result = {
+        "scenario": "quality", "file": options.model.name, "settings": settings, "rows": rows,
+        "load_average": load, "machine": machine(),
+    }  # fmt: skip
     if options.save:
         options.save.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result) if options.json else table(rows))

@@ -2,7 +2,7 @@
 
     .venv/bin/python bench/quantising.py                  # every type, with and without importance: about a minute
     .venv/bin/python bench/quantising.py --file Q4_K_M Q8_0   # whole files of Mistral 7B's shape, one layer: minutes
-    .venv/bin/python bench/quantising.py --json           # one JSON object on stdout
+    .venv/bin/python bench/quantising.py --types Q4_K,Q6_K --save FILE.json   # and keep what was found
 
 time      how many times as many weights a second as llama.cpp (its ggml_quantize_chunk, shared out among as many
           threads), median of the rounds; above 1 bise is quicker
@@ -10,7 +10,8 @@ error     ours / llama.cpp's: the sum of squared errors; with importance, each t
           which is what errors of the layer's output come to. On normal, on heavy-tailed (Student's t, 4 degrees of
           freedom) and, but for Q8_0, on trained matrices (puff's, whose own 8 bits are taken as exact)
 
-The importance is random (a squared exponential). Needs llama-cpp-python.
+The importance is random (a squared exponential). Needs llama-cpp-python. --json prints one JSON object;
+docs/figures/quantising_page.py makes a page of what --save wrote.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import numpy as np
 
 from bise import quantize
 from bise.api import BUILT_IN
+from bise.bench import machine, others
 from bise.ops.cpu import Cpu, default_threads
 from bise.quant import TYPES, QTensor, nbytes
 from bise.quantize.recipe import RECIPES
@@ -117,15 +119,15 @@ def times(cpu: Cpu, base: ctypes.CDLL, name: str, informed: bool, threads: int, 
     return ours, other
 
 
-def by_type(threads: int, rounds: int) -> Rows:
+def by_type(names: list[str], threads: int, rounds: int) -> Rows:
     cpu, base, found = Cpu(threads), peer(), {}
     print(f"{'':18}{'bise':>9}{'llama.cpp':>11}{'time':>7}   error on normal, heavy-tailed, trained", file=sys.stderr)
-    for name in ROUNDING:
+    for name in names:
         for informed in (False, True):
             ours, other = times(cpu, base, name, informed, threads, rounds)
             ratios = errors(cpu, base, name, informed)
-            label = f"{name} {'importance' if informed else 'alike'}"
-            found[label] = {"ours": ours, "theirs": other, "time": ours / other, "error": ratios}
+            label, told = f"{name} {'importance' if informed else 'alike'}", {"type": name, "informed": informed}
+            found[label] = {**told, "ours": ours, "theirs": other, "time": ours / other, "error": ratios}
             shown = " ".join(f"{ratio:7.4f}" for ratio in ratios.values())
             print(f"{label:18}{ours:7.1f} M{other:9.1f} M{ours / other:7.2f}  {shown}", file=sys.stderr)
     return found
@@ -142,7 +144,7 @@ def by_file(names: list[str], threads: int) -> Rows:
         for name in names:
             pairs = [(file_ours(source, out, name, threads), file_theirs(source, out, name, threads)) for _ in range(2)]
             ours, other = (statistics.median(side) for side in zip(*pairs, strict=True))
-            found[name] = {"ours": ours, "theirs": other, "time": other / ours}
+            found[name] = {"type": name, "ours": ours, "theirs": other, "time": other / ours}
             print(f"{name:18}{ours:7.2f} s{other:9.2f} s{other / ours:7.2f}", file=sys.stderr)
     return found
 
@@ -171,17 +173,27 @@ def silent(level: int, text: bytes, data: Any) -> None: ...
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", nargs="*", metavar="RECIPE", help="these recipes over a whole file (1 GB, minutes)")
+    parser.add_argument("--types", type=lambda text: text.split(","), default=list(ROUNDING), help="only these types")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--save", type=Path, help="write the JSON to a file")
     arguments = parser.parse_args()
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
+    load = others()
     if arguments.file is not None:
         found = by_file(arguments.file or ["Q4_K_M", "Q8_0"], arguments.threads)
     else:
-        found = by_type(arguments.threads, arguments.rounds)
+        found = by_type(arguments.types, arguments.threads, arguments.rounds)
+    result = {
+        "scenario": "rounding" if arguments.file is None else "files", "rows": list(found.values()),
+        "settings": {"threads": arguments.threads, "rounds": arguments.rounds},
+        "load_average": load, "machine": machine(),
+    }  # fmt: skip
+    if arguments.save:
+        arguments.save.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":

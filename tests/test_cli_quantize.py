@@ -53,6 +53,12 @@ def test_dry_run_writes_nothing(model: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_quiet_is_quiet(more: list[str], model: Path, tmp_path: Path) -> None:
+    out, err = run(model, tmp_path / "q.gguf", "--quiet", *more)
+    assert str(tmp_path / "q.gguf") in out.replace("\n", "") and not err
+
+
 def test_bits(model: Path, tmp_path: Path) -> None:
     facts = json.loads(run(model, tmp_path / "q.gguf", "--bits", 4.5, "--json")[0])
     assert 4.2 < facts["bits"] <= 4.5 and Weights.open(tmp_path / "q.gguf").nbytes == facts["bytes"]

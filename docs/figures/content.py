@@ -1,4 +1,5 @@
-"""What the README's pictures show, computed by bise itself, and measured where it can be measured."""
+"""What the pictures of the README and of docs/quantising.md show, computed by bise itself, and measured where it can be
+measured."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ from bise.cache import Cache, cache_bytes, whole
 from bise.config import Config
 from bise.model import forward
 from bise.ops.reference import Reference
+from bise.quantize.lattice import grid, nearest
+from bise.rounding import rounded
 from bise.weights import Layer, Parameters, Weights
 
 MISTRAL = Config(
@@ -129,4 +132,24 @@ def memory() -> dict[str, Any]:
     return {"contexts": contexts, "lines": lines}
 
 
-CONTENT = {"heads": heads, "window": window, "buffer": buffer, "memory": memory}
+def block(name: str = "blk.2.ffn_up", at: int = 3) -> dict[str, Any]:
+    """The first 256 weights of a matrix of puff as a block of Q4_K, read from its bytes: what it holds, and sub-block
+    `at` weight by weight."""
+    values = Weights.open(BUILT_IN)[name].rows([0])[:, :256]
+    data = rounded(values, "Q4_K").data.reshape(1, -1)
+    d, least = data[0, :4].copy().view(np.float16).astype(float)
+    zero, step = (part.reshape(8, 32) for part in grid("Q4_K", data))
+    levels = nearest("Q4_K", values.reshape(8, 32), zero, step)[0]
+    return {
+        "name": name,
+        "nbytes": {"d": 2, "m": 2, "scales and minima": 12, "levels": data.size - 16},
+        "scales": np.rint(step[:, 0] / d).astype(int).tolist(),
+        "minima": np.rint(-zero[:, 0] / least).astype(int).tolist(),
+        "levels": levels.tolist(),
+        "at": at,
+        "values": values.reshape(8, 32)[at].round(6).tolist(),
+        "grid": (zero[at, 0] + step[at, 0] * np.arange(16)).round(6).tolist(),
+    }
+
+
+CONTENT = {"heads": heads, "window": window, "buffer": buffer, "memory": memory, "block": block}

@@ -1,4 +1,5 @@
-"""Draw the README's pictures: python docs/figures/draw.py writes heads, window, buffer and memory.svg beside this file.
+"""Draw the pictures of the README and of docs/quantising.md: python docs/figures/draw.py writes heads, window, buffer,
+memory and block.svg beside this file.
 
 content.py says what they show. Each picture carries the content that it was drawn from as JSON in its description, so
 that a test can compute the content again and see whether the picture still tells the truth.
@@ -144,7 +145,57 @@ def memory(shown: dict[str, Any]) -> Any:
     return figure
 
 
-DRAWN = {"heads": heads, "window": window, "buffer": buffer, "memory": memory}
+def block(shown: dict[str, Any]) -> Any:
+    figure = paper.card(792, 392)
+    axes, cell = paper.panel(figure, 28, 16, 736, 356), 9
+    count, total = sum(map(len, shown["levels"])), sum(shown["nbytes"].values())
+    note = f"the first {count} weights of puff's {shown['name']}, as bise rounds them; the darker, the higher the level"
+    paper.title(axes, 340, f"A block of Q4_K: {count} weights in {total} bytes", note)
+    for i, (levels, scale, minimum) in enumerate(zip(shown["levels"], shown["scales"], shown["minima"], strict=True)):
+        y, strong = 256 - i * 21, i == shown["at"]
+        words = f"scale {scale}, minimum {minimum}"
+        paper.text(axes, 0, y + 7, words, 11, BLUE if strong else SOFT)
+        for j, level in enumerate(levels):
+            paper.box(axes, 134 + j * cell, y, cell - 1.4, 14, _shade(level / 15))
+    _draw_levels(paper.panel(figure, 478, 108, 286, 196), shown)
+    left = 0.0
+    for name, nbytes in shown["nbytes"].items():
+        wide = 12 + 4.78 * nbytes
+        paper.box(axes, left, 44, wide - 3, 20, PALE if name == "levels" else ORANGE if len(name) == 1 else BLUE)
+        ink = paper.INK if name == "levels" else CARD
+        paper.text(axes, left + (wide - 3) / 2, 53.6, f"{nbytes}", 10, ink, "center")
+        left += wide
+    words = "bytes: d and m (float16), eight scales and minima of 6 bits each, 256 levels of 4 bits"
+    paper.text(axes, 0, 30, words, 11, SOFT)
+    paper.text(axes, 0, 8, "weight = d × scale × level − m × minimum", 13, bold=True)
+    bits = f"{8 * total / count:g} bits a weight"
+    paper.text(axes, 736, 8, bits, 13, ha="right", bold=True)
+    return figure
+
+
+def _shade(part: float) -> tuple[float, float, float]:
+    """From grey, 0, to blue, 1."""
+    low, high = (np.array(mpl.colors.to_rgb(color)) for color in (GREY, BLUE))
+    red, green, blue = low + part * (high - low)
+    return red, green, blue
+
+
+def _draw_levels(axes: Any, shown: dict[str, Any]) -> None:
+    """The weights of one sub-block on the 16 values that it has for them."""
+    values, levels, rungs = shown["values"], shown["levels"][shown["at"]], shown["grid"]
+    low, high = min(values + rungs), max(values + rungs)
+    height = lambda value: 6 + 162 * (value - low) / (high - low)  # noqa: E731
+    paper.text(axes, 0, 187, f"sub-block {shown['at'] + 1}: 32 weights, and where they go", 11, SOFT)
+    for rung in rungs:
+        axes.plot([0, 284], [height(rung)] * 2, color=LINE, linewidth=0.8, zorder=0)
+    for j, (value, level) in enumerate(zip(values, levels, strict=True)):
+        x = 6 + j * 8.8
+        axes.plot([x, x], [height(value), height(rungs[level])], color=ORANGE, linewidth=2.2, zorder=1)
+        axes.plot([x - 3.2, x + 3.2], [height(rungs[level])] * 2, color=BLUE, linewidth=2.6, zorder=2)
+        axes.plot(x, height(value), "o", color=ORANGE, markersize=2.8, zorder=3)
+
+
+DRAWN = {"heads": heads, "window": window, "buffer": buffer, "memory": memory, "block": block}
 
 if __name__ == "__main__":
     for each in DRAWN:

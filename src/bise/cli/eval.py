@@ -147,7 +147,7 @@ def kl(
     from .terminal import Bar, listen
 
     listen(quiet)
-    chunks, cut, full = _full(against, model, text, scoring)
+    chunks, cut, full = _full(against, model, text, scoring, quiet)
     loaded = _open(scoring, model)
     started = time.perf_counter()
     with Bar("KL", "tokens") as bar:
@@ -211,8 +211,9 @@ def importance(
     if shapes:
         total.of(shapes)
     write(output, total)
-    tokens = max(total.counts.values())
-    note(f"{output}: {len(total)} weights, {tokens:,.0f} tokens in {total.chunks:,} chunks")
+    if not quiet:
+        tokens = max(total.counts.values())
+        note(f"{output}: {len(total)} weights, {tokens:,.0f} tokens in {total.chunks:,} chunks")
 
 
 def _collected(loaded: Model, text: list[Path], reading: Reading) -> Any:
@@ -259,7 +260,7 @@ def _chunks(loaded: Model, text: list[Path], cut: Cut) -> Ids:
     return make(loaded.tokenizer, read(text), cut)
 
 
-def _full(against: str, model: str, text: list[Path], scoring: Scoring) -> tuple[Ids, Cut, Kept]:
+def _full(against: str, model: str, text: list[Path], scoring: Scoring, quiet: bool) -> tuple[Ids, Cut, Kept]:
     """The chunks, how they were cut, and the full model's logits. Of the two models one is in memory at a time."""
     from ..api import windowed
     from ..evaluate import common_chunks, full_logits
@@ -274,7 +275,8 @@ def _full(against: str, model: str, text: list[Path], scoring: Scoring) -> tuple
     with Bar("full model", "tokens") as bar:
 
         def load(path: Path) -> Model:
-            note(f"the full model first; its logits are kept in {path}")
+            if not quiet:
+                note(f"the full model first; its logits are kept in {path}")
             return _open(scoring, against)
 
         kept = full_logits(full, chunks, cut, {"window": window, "kv": scoring.kv, **_arithmetic(scoring)}, load, bar)

@@ -98,7 +98,7 @@ def quantize(
     if not dry_run:
         with Bar("quantising", "bytes") as bar:
             write(made, bar, round)
-    _report(made, None if dry_run else time.perf_counter() - started, json)
+    _report(made, None if dry_run else time.perf_counter() - started, json, quiet)
 
 
 def _kept(text: str) -> tuple[str, str]:
@@ -144,10 +144,8 @@ def _searched(weights: Weights, bits: float, informed: Informed | None, round: A
         return allocation.search(weights, bits, weighed(informed, shapes), round, bar)
 
 
-def _report(made: Plan, seconds: float | None, json: bool) -> None:
+def _report(made: Plan, seconds: float | None, json: bool, quiet: bool) -> None:
     import json as writer
-
-    from .terminal import note, size
 
     facts: dict[str, Any] = {
         "out": str(made.out), "written": seconds is not None, "bytes": made.nbytes, "bytes_before": made.source.nbytes,
@@ -158,13 +156,19 @@ def _report(made: Plan, seconds: float | None, json: bool) -> None:
     if json:
         print(writer.dumps(facts))
         return
-    summary = f"{size(made.source.nbytes)} to {size(made.nbytes)}, {made.bits:.2f} bits per weight"
     if seconds is None:
         _table(made)
-        note(f"{summary}: nothing written")
     else:
-        note(f"{summary}, in {seconds:.1f} s")
         print(made.out)
+    if not quiet:
+        _summary(made, seconds)
+
+
+def _summary(made: Plan, seconds: float | None) -> None:
+    from .terminal import note, size
+
+    done = ": nothing written" if seconds is None else f", in {seconds:.1f} s"
+    note(f"{size(made.source.nbytes)} to {size(made.nbytes)}, {made.bits:.2f} bits per weight{done}")
 
 
 def _table(made: Plan) -> None:

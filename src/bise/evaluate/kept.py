@@ -2,7 +2,7 @@
 
 A row is kept in 16 bits a token: codes 0 to 65,535 between its largest log-probability and its smallest, but at most
 `DEPTH` nats below (what lies deeper has no weight in any figure). The largest alone has the code 65,535, so the
-likeliest token stays the likeliest. tests/test_kept_logits.py says what the rounding costs.
+likeliest token stays the likeliest. tests/test_evaluate.py says what the rounding costs.
 
 The file is a GGUF of its own kind: it is mapped, and checked like any stranger's. Its name and a key in it are the
 digest of what the logits depend on; where one of these differs, it is another file.
