@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,18 @@ def test_the_refusal_has_numbers_and_remedies_that_work(subject: memory.Subject)
     assert 1500 < length < 2100
     assert planned(subject, limit, longest=length)
     assert planned(subject, memory.read_size(line.rsplit("--memory ", 1)[1]), longest=4000)
+
+
+def test_the_refusal_names_what_helps_and_nothing_else(subject: memory.Subject) -> None:
+    def refusal(limit: int, process: int) -> str:
+        with pytest.raises(RequestError) as refused:
+            memory.plan(wide, rows([64], 4096), 64, limit, process=process)
+        return str(refused.value)
+
+    wide = replace(subject, rank=2048)  # the averages of its adapter are a large part
+    assert "--optimiser-bits 8 (saves" in (line := refusal(900 << 20, 200 << 20)) and "--base nf4" in line
+    line = refusal(900 << 20, 950 << 20)
+    assert "nf4" not in line and "bits" not in line and line.count("--") == 1 and "--memory" in line
 
 
 def test_the_plan_is_for_the_card(subject: memory.Subject) -> None:

@@ -151,6 +151,14 @@ def test_nonsense_is_refused(model: Path, how: dict[str, Any]) -> None:
         Student.open(model, **how)
 
 
+def test_rows_that_nf4_cannot_cut_are_refused(tmp_path: Path) -> None:
+    config = tiny_config(**{**SHAPE, "hidden_dim": 96})
+    path = write_tiny_gguf(tmp_path / "m.gguf", config, tiny_weights(config))
+    with pytest.raises(RequestError, match=r"blk.0.ffn_down has rows of 96 .* multiples of 64: take --base as-is"):
+        Student.open(path, base="nf4")
+    assert Student.open(path).trained
+
+
 def test_full_has_no_adapter(model: Path) -> None:
     with pytest.raises(RequestError, match="no adapter"):
         Student.open(model, method="full").adapter()

@@ -257,15 +257,17 @@ def _refusal(subject: Subject, found: Plan, longest: int) -> str:
     on_the_way = found.parts["kept for the way back"] + found.parts["work"]
     fixed = found.total - on_the_way
     named = ", ".join(f"{name} {_gib(size)}" for name, size, share in found.rows() if share >= 0.05)
-    remedies = [] if fixed >= found.limit else [
-        f"rows of at most {int(longest * (found.limit - fixed) / on_the_way) // STEPS * STEPS:,} tokens (--max-length)"
+    parts, limit = found.parts, found.limit
+    remedies = [] if fixed >= limit else [
+        f"rows of at most {int(longest * (limit - fixed) / on_the_way) // STEPS * STEPS:,} tokens (--max-length)"
     ]  # fmt: skip
-    if subject.method == "full":
-        remedies.append("--method lora")
-    elif subject.base != "nf4" and {"F32", "F16", "BF16"} & set(subject.types.values()):
-        remedies.append("--base nf4, or a quantised file")
-    if subject.bits == 32 and found.parts["optimiser"] > 0.05 * found.total:
-        remedies.append(f"--bits 8 (saves {_gib(found.parts['optimiser'] * 3 // 4)})")
+    if parts["process"] < limit:  # else nothing about the model is of any help
+        if subject.method == "full":
+            remedies.append("--method lora")
+        elif subject.base != "nf4" and {"F32", "F16", "BF16"} & set(subject.types.values()):
+            remedies.append("--base nf4, or a quantised file")
+        if subject.bits == 32 and parts["optimiser"] > 0.05 * found.total:
+            remedies.append(f"--optimiser-bits 8 (saves {_gib(parts['optimiser'] * 3 // 4)})")
     return (
         f"the smallest step needs {_gib(found.total)} and {_gib(found.limit)} may be used ({named}): "
         f"{'; '.join([*remedies, f'--memory {_gib(found.total)}'])}"

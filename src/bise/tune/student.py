@@ -22,7 +22,7 @@ from ..model import states
 from ..ops import Array
 from ..ops.torch import Torch
 from ..ops.torch.memory import give_back_large_arrays
-from ..ops.torch.weights import Adapted
+from ..ops.torch.weights import BLOCK, Adapted
 from ..tokenizer import Tokenizer
 from ..weights import Layer, Parameters, Progress, Weights, expected_shapes
 from .sample import Sample
@@ -81,6 +81,8 @@ class Student:
             torch.set_num_threads(threads)
         weights = Weights.open(path)
         config = weights.config
+        if base == "nf4":
+            _check_blocks(weights)
         if window is not None:
             config = config.with_window(None if window == "none" else int(window))
         ops = Torch(device, "floats" if method == "full" else {"as it is": "file", "nf4": "nf4"}[base])
@@ -215,6 +217,15 @@ def _check(method: str, rank: int, targets: Sequence[str], base: str) -> None:
     strange = [target for target in targets if target not in (*TARGETS, "output")]
     if strange or not targets:
         raise RequestError(f"targets {', '.join(strange) or 'none'}: expected some of {', '.join(TARGETS)}, output")
+
+
+def _check_blocks(weights: Weights) -> None:
+    """NF4 has a scale for each block of a row."""
+    for name, entry in weights.entries.items():
+        if entry.type in ("F32", "F16", "BF16") and len(entry.shape) == 2 and entry.shape[1] % BLOCK:
+            raise RequestError(
+                f"{name} has rows of {entry.shape[1]} numbers, and nf4 wants multiples of {BLOCK}: take --base as-is"
+            )
 
 
 def _matrices(parameters: Parameters) -> Iterator[tuple[str, Any]]:
