@@ -1,6 +1,6 @@
 """What adapters cost: the same requests without, with one and with different ones, in turns in one run.
 
-    python bench/adapters.py model.gguf --rank 16 --rounds 3
+    python bench/adapters.py model.gguf --rank 16 --rounds 3 --save adapters.json
 
 Adapters are random, on all seven linear layers of every block. Prints tokens/s and their ratio to those without.
 """
@@ -8,12 +8,15 @@ Adapters are random, on all seven linear layers of every block. Prints tokens/s 
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from pathlib import Path
 from statistics import median
 
 import numpy as np
 
 import bise
+from bise.bench.machine import machine, others
 from bise.engine import Engine
 from bise.lora import Adapter, Delta, Placed
 from bise.lora.adapter import targets
@@ -58,7 +61,8 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=24, help="tokens that each sequence says")
-    told = parser.parse_args()
+    parser.add_argument("--save", type=Path, help="write what was found to a file, for docs/figures/tuning_page.py")
+    told, load = parser.parse_args(), others()
     model = bise.load(told.model, context=512, lookup=False)
     made = [random_adapter(model, told.rank, seed) for seed in range(MANY)]
     print(f"{model.path.name}: rank {told.rank}, {made[0].nbytes / 2**20:.1f} MiB an adapter")
@@ -76,6 +80,12 @@ def main() -> None:
         speeds = [[round[i] for round in rounds] for i in (0, 1)]
         ratios = [median(a[i] / b[i] for a, b in zip(rounds, plain, strict=True)) for i in (0, 1)]
         print(f"{name:20} {median(speeds[0]):9.1f} {ratios[0]:6.3f} {median(speeds[1]):9.2f} {ratios[1]:6.3f}")
+    if told.save:
+        rows = [{"case": name, "round": i, "prefill": prefill, "decode": decode}
+                for name, rounds in found.items() for i, (prefill, decode) in enumerate(rounds)]  # fmt: skip
+        result = {"what": "adapters", "file": model.path.name, "rank": told.rank, "bytes": made[0].nbytes,
+                  "steps": told.steps, "rows": rows, "load_average": load, "machine": machine()}  # fmt: skip
+        told.save.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

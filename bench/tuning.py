@@ -1,11 +1,12 @@
 """Training speed and memory against transformers + peft: the same small Mistral, the same batches, LoRA on all linear
-layers, each in a process of its own, taking turns.
+layers, each in a process of its own, taking turns; and of bise on other bases than float32.
 
-    python bench/tuning.py --rounds 3                                    # length 1024, float32 base, CPU
-    python bench/tuning.py --sides bise --bases F32 BF16 NF4 Q4_K         # the same model's shape on other bases
+    python bench/tuning.py --save tuning.json                            # about ten minutes on two cores
+    python bench/tuning.py --sides bise peft --bases F32 --length 256    # some of it
     python bench/tuning.py --step model.gguf --length 256                # one step on a file, and what it takes
 
-Peak memory is the process's largest resident set, from its start: Python, libraries and loading included.
+Peak memory is the process's largest resident set, from its start: Python, libraries and loading included. The median of
+a turn's steps counts, but for the first, and of the rounds the median.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from bise.bench.machine import machine, others
 
 WHO = ("bise", "bise checkpointed", "peft", "peft checkpointed")
 RANK = 16
@@ -141,43 +144,89 @@ def child(args: argparse.Namespace, who: str, model: Path, kind: str) -> dict[st
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def show(who: str, kind: str, result: dict) -> None:
-    losses = " ".join(f"{x:.5f}" for x in result["losses"])
-    print(f"{who:20s} {kind:5s} {result['tokens/s']:8.1f} tokens/s {result['peak MiB']:8.0f} MiB  {losses}", flush=True)
+Row = dict[str, object]  # who, base, round; tokens/s, peak MiB, losses, threads
+
+
+def in_turns(args: argparse.Namespace, folder: Path) -> list[Row]:
+    """Everybody on float32, then bise on the other bases, and all of it again in the next round."""
+    write_model(folder, args)
+    models = {kind: folder if kind in ("F32", "NF4") else folder / f"{kind}.gguf" for kind in args.bases}
+    for kind, path in models.items():
+        if path.suffix == ".gguf":
+            write_base(path, kind, args)
+    ours = [who for who in args.sides if who.startswith("bise")]
+    turns = [(who, "F32") for who in args.sides if "F32" in args.bases]
+    turns += [(ours[-1], kind) for kind in args.bases if kind != "F32" and ours]
+    rows = []
+    for turn in range(args.rounds):
+        for who, kind in turns:
+            rows.append({"who": who, "base": kind, "round": turn, **child(args, who, models[kind], kind)})
+            show(rows[-1])
+    return rows
+
+
+def show(row: Row) -> None:
+    losses = " ".join(f"{loss:.5f}" for loss in row["losses"])
+    print(f"{row['who']:18} {row['base']:5} {row['tokens/s']:8.1f} tokens/s {row['peak MiB']:8.0f} MiB  {losses}",
+          flush=True)  # fmt: skip
+
+
+def compare(rows: list[Row]) -> None:
+    """Medians, and ratios within the rounds."""
+    for ours, theirs in (("bise", "peft"), ("bise checkpointed", "peft checkpointed")):
+        for key in ("tokens/s", "peak MiB"):
+            both = [[row[key] for row in rows if (row["who"], row["base"]) == (who, "F32")] for who in (ours, theirs)]
+            if all(both):
+                ratio = statistics.median(a / b for a, b in zip(*both, strict=True))
+                print(f"{ours} / {theirs}: {key} {ratio:.2f} times")
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "transformers", "peft")}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in dict(dim=1024, layers=8, hidden=3584, vocab=32000, length=1024, batch=1, steps=3, threads=2,
-                            rounds=1).items():  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--learnt", type=float, default=1.0, help="share of each sequence that is learnt")
-    parser.add_argument("--sides", nargs="+", default=list(WHO), help="who takes part")
-    parser.add_argument("--bases", nargs="+", default=["F32"], help="F32, BF16, NF4, or a GGUF type (bise only)")
-    parser.add_argument("--step", type=Path, help="a model: one checkpointed step of bise on it, and nothing else")
-    parser.add_argument("--who", help=argparse.SUPPRESS)
-    parser.add_argument("--model", help=argparse.SUPPRESS)
-    parser.add_argument("--kind", default="F32", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = arguments()
     if args.who:
         print(json.dumps((theirs if "peft" in args.who else ours)(args)))
         return
+    load = others()
+    names = ("dim", "layers", "hidden", "vocab", "length", "batch", "learnt", "rounds", "threads")
+    about = {"rank": RANK, **{name: getattr(args, name) for name in names}, "load_average": load, "machine": machine()}
     if args.step:
         args.steps = 0
-        show("bise checkpointed", "step", child(args, "bise checkpointed", args.step, "as it is"))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        write_model(Path(folder), args)
-        models = {
-            kind: Path(folder) if kind in ("F32", "NF4") else Path(folder) / f"{kind}.gguf" for kind in args.bases
-        }
-        for kind, path in models.items():
-            if path.suffix == ".gguf":
-                write_base(path, kind, args)
-        for _ in range(args.rounds):
-            for who in args.sides:
-                for kind in args.bases:
-                    show(who, kind, child(args, who, models[kind], kind))
+        who = "bise checkpointed"
+        rows = [{"who": who, "base": "as it is", "round": i, **child(args, who, args.step, "as it is")}
+                for i in range(args.rounds)]  # fmt: skip
+        for row in rows:
+            show(row)
+        result = {"what": "step", "file": args.step.name, "bytes": args.step.stat().st_size, "rows": rows, **about}
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = in_turns(args, Path(folder))
+        compare(rows)
+        result = {"what": "tuning", "rows": rows, "steps": args.steps, "versions": versions(), **about}
+    if args.save:
+        args.save.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in dict(dim=1024, layers=8, hidden=3584, vocab=32000, length=1024, batch=1, steps=3, threads=2,
+                            rounds=3).items():  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--learnt", type=float, default=1.0, help="share of each sequence that is learnt")
+    parser.add_argument("--sides", nargs="+", default=list(WHO), choices=WHO, help="who takes part")
+    parser.add_argument("--bases", nargs="+", default=["F32", "BF16", "NF4", "Q4_K"],
+                        help="F32 (all sides); NF4, BF16 or another GGUF type (the last of bise's sides)")  # fmt: skip
+    parser.add_argument("--step", type=Path, help="a model: one checkpointed step of bise on it, and nothing else")
+    parser.add_argument("--save", type=Path, help="write what was found to a file, for docs/figures/tuning_page.py")
+    parser.add_argument("--who", help=argparse.SUPPRESS)
+    parser.add_argument("--model", help=argparse.SUPPRESS)
+    parser.add_argument("--kind", default="F32", help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
