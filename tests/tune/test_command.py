@@ -62,6 +62,7 @@ def test_from_the_command_to_the_card(
         (["--resume", "nowhere"], "there is no run here"),
         (["{rows}", "--resume", "nowhere"], "--resume knows model, data and folder"),
         (["missing.jsonl"], "missing.jsonl"),
+        (["missing.parquet"], "missing.parquet"),
     ],
 )
 def test_refused_in_a_line(

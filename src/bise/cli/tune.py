@@ -38,7 +38,7 @@ EXAMPLES = """[bold]Examples[/]
 
 [cyan]bise tune --resume runs/chats[/]  after Ctrl-C, or a power cut: the same result to the last bit (on a CPU)
 """
-DATA = (".jsonl", ".json", ".txt", ".csv", ".md")
+DATA = (".jsonl", ".json", ".txt", ".csv", ".md", ".parquet")
 
 
 @app.command(epilog=EXAMPLES)
