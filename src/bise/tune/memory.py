@@ -121,11 +121,16 @@ def predict(subject: Subject, load: Load, checkpointing: bool, process: int | No
 def _held(subject: Subject, name: str) -> int:
     """A frozen tensor: NF4 where that was asked for, else as its file has it."""
     shape = expected_shapes(subject.config)[name]
-    floats = subject.types[name] in ("F32", "F16", "BF16")
-    if subject.base == "nf4" and floats and len(shape) == 2 and name != "token_embd":
+    if subject.base == "nf4" and _rounded(subject, name):
         scales = _count(shape) // matrices.BLOCK
         return _count(shape) // 2 + scales + FLOAT * (scales // matrices.GROUP)
     return FLOAT * _count(shape) if len(shape) == 1 else subject.sizes[name]
+
+
+def _rounded(subject: Subject, name: str) -> bool:
+    """Whether nf4 makes 4 bits of it: a matrix of floats, but not the embedding, which stays in its file."""
+    matrix = len(expected_shapes(subject.config)[name]) == 2 and name != "token_embd"
+    return matrix and subject.types[name] in ("F32", "F16", "BF16")
 
 
 def _decoded(subject: Subject) -> int:
@@ -253,23 +258,22 @@ def _learnt_share(example: Example) -> float:
 
 def _refusal(subject: Subject, found: Plan, longest: int) -> str:
     """What was needed, for what, and what would help most: never a guess, each remedy is computed."""
-    assert found.limit is not None
-    on_the_way = found.parts["kept for the way back"] + found.parts["work"]
+    parts, limit = found.parts, found.limit or 0
+    on_the_way = parts["kept for the way back"] + parts["work"]
     fixed = found.total - on_the_way
     named = ", ".join(f"{name} {_gib(size)}" for name, size, share in found.rows() if share >= 0.05)
-    parts, limit = found.parts, found.limit
     remedies = [] if fixed >= limit else [
         f"rows of at most {int(longest * (limit - fixed) / on_the_way) // STEPS * STEPS:,} tokens (--max-length)"
     ]  # fmt: skip
     if parts["process"] < limit:  # else nothing about the model is of any help
         if subject.method == "full":
             remedies.append("--method lora")
-        elif subject.base != "nf4" and {"F32", "F16", "BF16"} & set(subject.types.values()):
+        elif subject.base != "nf4" and any(_rounded(subject, name) for name in subject.types):
             remedies.append("--base nf4, or a quantised file")
         if subject.bits == 32 and parts["optimiser"] > 0.05 * found.total:
             remedies.append(f"--optimiser-bits 8 (saves {_gib(parts['optimiser'] * 3 // 4)})")
     return (
-        f"the smallest step needs {_gib(found.total)} and {_gib(found.limit)} may be used ({named}): "
+        f"the smallest step needs {_gib(found.total)} and {_gib(limit)} may be used ({named}): "
         f"{'; '.join([*remedies, f'--memory {_gib(found.total)}'])}"
     )
 
