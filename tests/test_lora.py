@@ -249,6 +249,14 @@ def test_gguf_refused(tiny: Path, tmp_path: Path, keys: dict[str, Any], drop: st
         lora.read(tiny, Weights.open(tiny))
 
 
+def test_a_run_folder_is_its_adapter(tiny: Path, tmp_path: Path) -> None:
+    weights = Weights.open(tiny)
+    lora.write_peft(tmp_path / "chats" / "adapter", random_adapter(CONFIG, base=weights.fingerprint), CONFIG)
+    run, inside = (lora.read(tmp_path / path, weights) for path in ("chats", "chats/adapter"))
+    assert run.name == "chats"
+    assert all(np.array_equal(run.deltas[name].a, delta.a) for name, delta in inside.deltas.items())
+
+
 def test_pickles_and_empty_folders(tiny: Path, tmp_path: Path) -> None:
     weights = Weights.open(tiny)
     with pytest.raises(FormatError, match="no adapter in this folder"):

@@ -16,7 +16,8 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def read(path: str | os.PathLike[str], weights: Weights, any_base: bool = False) -> Adapter:
-    """A PEFT folder (or the adapter_model.safetensors in one), or a GGUF adapter, checked against its base.
+    """A PEFT folder (or the adapter_model.safetensors in one, or a run of `bise tune` around it), or a GGUF adapter,
+    checked against its base.
 
     any_base  also one that was trained on other weights of these shapes
     FormatError, UnsupportedError.
@@ -27,8 +28,9 @@ def read(path: str | os.PathLike[str], weights: Weights, any_base: bool = False)
     if path.suffix == ".safetensors" and path.is_file():
         path = path.parent  # its adapter_config.json lies beside it
     if path.is_dir():
-        _check_folder(path)
-        adapter = peft.read(path, weights.config)
+        folder = path / "adapter" if (path / "adapter" / peft.CONFIG).exists() else path
+        _check_folder(folder)
+        adapter = peft.read(folder, weights.config)
     else:
         adapter = llama.read(path, weights.config)
     adapter = replace(adapter, name=adapter.name or named(path))
