@@ -20,6 +20,7 @@ from .client import Target, send
 
 LOADING = 600.0  # seconds
 LEAVING = 30.0
+PATIENT = ("--interrupt_requests", "False")  # or a new request ends the one before it
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Kind:
             return [binary, "-m", str(file), *at, *slots, "--metrics", "--no-webui", "--log-disable"]
         if self.name == "llama-cpp-python":
             size = ["--n_ctx", str(context), "--n_threads", str(threads), "--n_threads_batch", str(threads)]
-            return [sys.executable, "-m", "llama_cpp.server", "--model", str(file), *at, *size]
+            return [sys.executable, "-m", "llama_cpp.server", "--model", str(file), *at, *size, *PATIENT]
         slots = ["--slots", str(clients), "--context", str(context), "--threads", str(threads)]
         more = ["--format", "v1", "--data", data]
         return [sys.executable, "-m", "bise", "serve", str(file), "--port", str(port), *more, *slots]
