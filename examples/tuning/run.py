@@ -42,7 +42,7 @@ def main() -> None:
 
     print("puff answers questions about tables and small instructions", flush=True)
     step("puff as it is", bise.load())
-    do("tune sql.jsonl instructions.jsonl replay.jsonl --out lesson --rank 64 --rate 3e-3 --epochs 4" + few)
+    do("tune sql.jsonl instructions.jsonl replay.jsonl --out lesson --rank 64 --rate 4e-3 --epochs 2" + few)
     step("with the adapter", bise.load(adapter="lesson/adapter"))
     do("merge adapter {puff} lesson/adapter taught.gguf --type f16")
     step("merged", bise.load("taught.gguf"))

@@ -39,6 +39,17 @@ def test_every_answer_is_named(document):
         assert ("text/event-stream" in answers["200"]["content"]) is (path in GENERATING)
 
 
+def test_who_may_name_a_model_may_name_a_wrong_one(document):
+    schemas, seen = document["components"]["schemas"], []
+    for path, operations in document["paths"].items():
+        content = operations.get("post", {}).get("requestBody", {}).get("content", {})
+        name = content.get("application/json", {}).get("schema", {}).get("$ref", "").rpartition("/")[2]
+        if "model" in schemas.get(name, {}).get("properties", {}):
+            assert "404" in operations["post"]["responses"], path
+            seen.append(path)
+    assert {"/v1/sessions", "/tokenize", "/v1/completions"} <= set(seen)
+
+
 def test_limits_are_in_the_document(document):
     for name in ("CompletionRequest", "ChatRequest"):
         schema = document["components"]["schemas"][name]

@@ -63,7 +63,8 @@ async def sessions(request: Request) -> Response:
     return JSONResponse({"object": "list", "data": await anyio.to_thread.run_sync(_list, _folder(request))})
 
 
-@router.post("", response_model=None, responses={200: {"model": Session}, **refusals(400, 401, 403, 413, 429, 503)})
+@router.post("", response_model=None,
+             responses={200: {"model": Session}, **refusals(400, 401, 403, 404, 413, 429, 503)})  # fmt: skip
 async def save(request: Request, body: SaveRequest) -> Response:
     """Write what the engine still holds of a conversation to disk."""
     desk, folder = request.app.state.desk, _folder(request)
