@@ -44,9 +44,10 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture
-def visit(chromium: Any, site: Server) -> Iterator[Callable[..., Page]]:
-    """visit(path, server=..., **context) -> a page. In the end: nothing was asked of anybody but the server, and the
-    browser had nothing to complain about (a violation of the policy would be an error on the console)."""
+def visit(chromium: Any, site: Server, start: Any) -> Iterator[Callable[..., Page]]:
+    """visit(path, server=..., **context) -> a page, closed before any server that `start` started. In the end: nothing
+    was asked of anybody but the server, and the browser had nothing to complain about (a violation of the policy would
+    be an error on the console)."""
     contexts, complaints, strangers = [], [], []
 
     def begin(path: str = "/", server: Server = site, **options: Any) -> Page:
