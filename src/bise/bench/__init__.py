@@ -1,8 +1,9 @@
 """How fast: one model at several depths (`measure`), or bise and llama.cpp on the same files in turns (`compare`)."""
 
+from ..machine import cores
 from .against import Comparison, Line, Plan, compare
 from .depths import Row, as_json, measure
-from .machine import BUSY, cores, machine, others
+from .machine import BUSY, machine, others
 from .memory import bandwidth, bytes_per_token, share
 from .python import python_seconds
 from .rounds import ENGINES, alternate, in_process, play

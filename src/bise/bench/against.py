@@ -10,8 +10,9 @@ from typing import Any
 from ..cache import cache_bytes
 from ..config import Config
 from ..errors import RequestError
+from ..machine import cores
 from ..weights import Weights
-from .machine import cores, machine, others
+from .machine import machine, others
 from .memory import bandwidth, bytes_per_token, share
 from .rounds import ENGINES, alternate
 from .spread import Spread

@@ -8,8 +8,8 @@ import time
 import numpy as np
 
 from ..config import Config
+from ..machine import cores
 from ..weights import Weights
-from .machine import cores
 
 ARENA = 1 << 30  # bytes that the bandwidth test reads: more than any cache holds
 CACHED = 1 << 28  # bytes per token below which a processor's caches may hold much of a model

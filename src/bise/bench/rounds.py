@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import RequestError
+from ..machine import peak
 from .llama_cpp import LlamaCpp
-from .machine import peak_bytes
 from .ours import Bise, Loaded
 from .turn import Player, Report, Turn, perform, under
 
@@ -83,7 +83,7 @@ def play(turn: Turn, load: Load, report: Report = lambda _: None) -> dict[str, A
     seconds = time.perf_counter() - start
     runs = perform(player, turn.runs, report)
     return {
-        "load_seconds": round(seconds, 3), "runs": runs, "peak_bytes": peak_bytes(), "about": player.about(),
+        "load_seconds": round(seconds, 3), "runs": runs, "peak_bytes": peak(), "about": player.about(),
     }  # fmt: skip
 
 

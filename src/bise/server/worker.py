@@ -6,7 +6,6 @@ It ends when the other end of the socket is closed, so no worker outlives its se
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import signal
 import socket
@@ -15,10 +14,9 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from .. import session
+from .. import machine, session
 from ..api import Model, load
 from ..engine import Engine
 from ..errors import BiseError, BusyError, RequestError
@@ -218,16 +216,8 @@ class Worker:
             "running": len(engine.running), "waiting": self.scheduler.waiting, "slots": len(engine.history),
             "held": [len(h) for h in engine.history], "cache_bytes": engine.cache.nbytes,
             "reuse_bytes": engine.blocks.nbytes if engine.blocks else 0,
-            "adapter_bytes": self.shelf.nbytes(self._used()), "worker_resident_bytes": _resident_bytes(),
+            "adapter_bytes": self.shelf.nbytes(self._used()), "worker_resident_bytes": machine.resident(),
         }  # fmt: skip
-
-
-def _resident_bytes() -> int:
-    """What this process has in memory now; 0 where the system does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
-    except OSError:
-        return 0
 
 
 def _failure(error: Exception) -> News:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import time
 from typing import Any
 
 import numpy as np
 import torch
+
+from ..machine import cores, processor, resident
 
 
 def versions() -> dict[str, str]:
@@ -19,9 +19,8 @@ def versions() -> dict[str, str]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     facts = {
-        "processor": _processor(), "cores": cores, "threads": torch.get_num_threads(), "device": device,
+        "processor": processor(), "cores": cores(), "threads": torch.get_num_threads(), "device": device,
         "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(),
     }  # fmt: skip
     if device.startswith("cuda"):
@@ -29,25 +28,8 @@ def machine(device: str) -> dict[str, Any]:
     return facts
 
 
-def now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
 def memory(device: str) -> int:
     """Bytes: the most that the GPU has held; or what this process holds, 0 where the system does not say."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated(torch.device(device)))
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+    return resident()

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+from .. import machine
 from ..chat import ChatFormat
 from ..config import Config
 from ..errors import RequestError, UnsupportedError
@@ -211,7 +212,7 @@ class _Teaching:
             _compare(self.folder, before["identity"], now)
         self.ranks.agree("model, data and versions", repr(sorted(now.items())).encode())
         facts = dict(before) or {
-            "kind": KIND, "begun": card.now(), "asked": job.facts(), "settings": settings.facts(), "identity": now,
+            "kind": KIND, "begun": machine.now(), "asked": job.facts(), "settings": settings.facts(), "identity": now,
             "machine": card.machine(job.device), "chat": chat.name if chat else None, "data": rows.report.card(),
             "memory": planned.facts() if planned else None, "weights": weights.config.parameters,
             "trained": sum(t.numel() for t in student.trained.values()),
@@ -313,7 +314,7 @@ class _Teaching:
             "epochs": round(at.epoch, 4), "tokens": at.tokens, "learnt": at.learnt,
             "seconds": round(self.clock.spent(), 2), "held_out_before": at.before, "held_out": at.held_out,
             "best": at.best, "best_step": at.best_step or None, "memory_bytes": card.memory(self.job.device),
-            "at": card.now(), **({"error": broken} if broken else {}),
+            "at": machine.now(), **({"error": broken} if broken else {}),
         }  # fmt: skip
         self._write(facts)
         return facts

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..errors import RequestError
+from ..machine import peak, resident
 from ..ops.torch import entropy
 from ..ops.torch import weights as matrices
 from ..ops.torch.product import STRIP
@@ -300,11 +301,6 @@ def steady() -> bool:
         return False
 
 
-def resident() -> int:
-    """Bytes of this process in memory, 0 where the system does not say."""
-    return _status("VmRSS")
-
-
 def free(share: float = 0.9) -> int | None:
     """The most that this process may hold: this share of what the system could still give, and what it has. None
     where the system does not say."""
@@ -314,11 +310,6 @@ def free(share: float = 0.9) -> int | None:
     except OSError:
         return None
     return int(share * int(found[1]) * 1024) + resident() if found else None
-
-
-def peak() -> int:
-    """The most it has held since it began, or since `forget_peak`; bytes."""
-    return _status("VmHWM")
 
 
 def probe(student: Student, objective: Objective, examples: Sequence[Example]) -> int:
@@ -339,12 +330,3 @@ def forget_peak() -> None:
             file.write("5")
     except OSError:
         pass  # then the peak is that since the process began, which is no less
-
-
-def _status(key: str) -> int:
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-            found = re.search(rf"^{key}:\s+(\d+) kB", file.read(), re.MULTILINE)
-    except OSError:
-        return 0
-    return int(found[1]) * 1024 if found else 0
