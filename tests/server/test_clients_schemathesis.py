@@ -47,7 +47,7 @@ def is_well(server: Server) -> None:
 def test_our_openapi_document(start: Any, tmp_path: Path) -> None:
     server = start("--slots", "4")
     report = tried(server, tmp_path, 30, 1)
-    assert report["operations"]["tested"] >= 20 and report["test_cases"]["generated"] > 40  # in 30 s of a busy machine
+    assert report["operations"]["tested"] >= 20 and report["test_cases"]["generated"] > 100
     is_well(server)
 
 
