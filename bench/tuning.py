@@ -27,6 +27,7 @@ from bise.bench.machine import machine, others
 
 WHO = ("bise", "bise checkpointed", "peft", "peft checkpointed")
 RANK = 16
+ROUNDED = ("Q8_0", "NF4")  # when they are loaded, from the float32 that everybody has
 
 
 def shape(args: argparse.Namespace) -> dict[str, int]:
@@ -97,9 +98,8 @@ def ours(args: argparse.Namespace) -> dict[str, object]:
     from bise.tune.sample import Sample
     from bise.tune.student import Student
 
-    student = Student.open(
-        args.model, rank=RANK, threads=args.threads, base="nf4" if args.kind == "NF4" else "as it is"
-    )
+    base = args.kind.lower() if args.kind in ROUNDED else "as it is"
+    student = Student.open(args.model, rank=RANK, threads=args.threads, base=base)
     student.checkpointing = "checkpointed" in args.who
     optimiser = torch.optim.AdamW(student.trained.values(), 1e-4)
 
@@ -150,13 +150,13 @@ Row = dict[str, object]  # who, base, round; tokens/s, peak MiB, losses, threads
 def in_turns(args: argparse.Namespace, folder: Path) -> list[Row]:
     """Everybody on float32, then bise on the other bases, and all of it again in the next round."""
     write_model(folder, args)
-    models = {kind: folder if kind in ("F32", "NF4") else folder / f"{kind}.gguf" for kind in args.bases}
+    models = {kind: folder if kind in ("F32", *ROUNDED) else folder / f"{kind}.gguf" for kind in args.bases}
     for kind, path in models.items():
         if path.suffix == ".gguf":
             write_base(path, kind, args)
     ours = [who for who in args.sides if who.startswith("bise")]
     turns = [(who, "F32") for who in args.sides if "F32" in args.bases]
-    turns += [(ours[-1], kind) for kind in args.bases if kind != "F32" and ours]
+    turns += [(who, kind) for kind in args.bases if kind != "F32" for who in ours]
     rows = []
     for turn in range(args.rounds):
         for who, kind in turns:
@@ -172,13 +172,15 @@ def show(row: Row) -> None:
 
 
 def compare(rows: list[Row]) -> None:
-    """Medians, and ratios within the rounds."""
+    """Medians of the ratios within the rounds: bise on every base, peft on float32."""
     for ours, theirs in (("bise", "peft"), ("bise checkpointed", "peft checkpointed")):
-        for key in ("tokens/s", "peak MiB"):
-            both = [[row[key] for row in rows if (row["who"], row["base"]) == (who, "F32")] for who in (ours, theirs)]
-            if all(both):
-                ratio = statistics.median(a / b for a, b in zip(*both, strict=True))
-                print(f"{ours} / {theirs}: {key} {ratio:.2f} times")
+        for kind in dict.fromkeys(row["base"] for row in rows):
+            for key in ("tokens/s", "peak MiB"):
+                turns = ((ours, kind), (theirs, "F32"))
+                both = [[row[key] for row in rows if (row["who"], row["base"]) == turn] for turn in turns]
+                if all(both):
+                    ratio = statistics.median(a / b for a, b in zip(*both, strict=True))
+                    print(f"{ours} on {kind} / {theirs}: {key} {ratio:.2f} times")
 
 
 def versions() -> dict[str, str]:
@@ -219,8 +221,8 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--learnt", type=float, default=1.0, help="share of each sequence that is learnt")
     parser.add_argument("--sides", nargs="+", default=list(WHO), choices=WHO, help="who takes part")
-    parser.add_argument("--bases", nargs="+", default=["F32", "BF16", "NF4", "Q4_K"],
-                        help="F32 (all sides); NF4, BF16 or another GGUF type (the last of bise's sides)")  # fmt: skip
+    parser.add_argument("--bases", nargs="+", default=["F32", "Q8_0", "Q4_K", "NF4", "BF16"],
+                        help="F32 (all sides); of bise Q8_0 and NF4, rounded when loaded, and GGUF types")  # fmt: skip
     parser.add_argument("--step", type=Path, help="a model: one checkpointed step of bise on it, and nothing else")
     parser.add_argument("--save", type=Path, help="write what was found to a file, for docs/figures/tuning_page.py")
     parser.add_argument("--who", help=argparse.SUPPRESS)

@@ -17,6 +17,7 @@
 namespace bise {
 namespace {
 
+constexpr i64 kDepth = 32;       // columns in the smallest blocks
 constexpr i64 kGrain = 1 << 15;  // numbers that are worth waking another thread for
 
 // f(begin, end) over [0, n) in ranges of `step`
@@ -116,7 +117,9 @@ void linear_back(const Kernels& k, Pool& pool, const std::vector<const float*>& 
                [&](i64 t0, i64 t1) { k.quantise_gradients(dys[i], ws[i]->rows, T, t0, t1, acts + first[i] * padded(T)); });
     }
     const i64 cols = ws[0]->cols;
-    const i64 width = std::any_of(ws.begin(), ws.end(), [](auto* w) { return by_256(w->type); }) ? kColumns : kColumns / 4;
+    // columns at a time: the more, the less often the gradients are read; blocks of 256 cannot be cut
+    const bool wide = std::any_of(ws.begin(), ws.end(), [](auto* w) { return by_256(w->type); });
+    const i64 fair = cols / (4 * pool.threads()) / kDepth * kDepth, width = wide ? kColumns : std::clamp(fair, kDepth, kColumns);
     ranges(pool, cols, width, [&](i64 c0, i64 c1) {
         const Matrix turned = part(Type::Q8_0, c1 - c0, first.back() * kColumns, cols);
         for (size_t i = 0; i < ws.size(); i++) {
