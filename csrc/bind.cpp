@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 
 #include "arrays.h"
+#include "changes.h"
 #include "checksum.h"
 #include "pack.h"
 #include "round.h"
@@ -136,6 +137,14 @@ class Verbs {
         }
         nb::gil_scoped_release free;
         bise::linear(kernels_, *pool_, x.as<float>(), T, ws, ys);
+    }
+
+    void adapt(nb::handle input, nb::tuple ys, nb::handle rows, nb::tuple pairs) const {
+        const Array x(input, "x", 'f'), groups(rows, "rows", 'i');
+        x.shape({-1, -1});
+        const Changes changes(x, ys, groups, pairs);
+        nb::gil_scoped_release free;
+        bise::adapt(kernels_, *pool_, x.as<float>(), changes.all());
     }
 
     void rms_norm(nb::handle input, nb::handle weight, float eps, nb::handle out) const {
@@ -294,6 +303,7 @@ NB_MODULE(_kernels, m) {
         .def("dequantise", &Verbs::dequantise, nb::arg("type"), array("data"), array("out"))
         .def("look_up", &Verbs::look_up, array("levels"), array("codes"), array("scales"), array("out"))
         .def("linear", &Verbs::linear, array("x"), nb::arg("ws"), nb::arg("outs"))
+        .def("adapt", &Verbs::adapt, array("x"), nb::arg("ys"), array("rows"), nb::arg("pairs"))
         .def("rms_norm", &Verbs::rms_norm, array("x"), array("w"), nb::arg("eps"), array("out"))
         .def("rope", &Verbs::rope, array("x"), array("cos"), array("sin"))
         .def("swiglu", &Verbs::swiglu, array("gate"), array("up"), array("out"))

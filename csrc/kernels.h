@@ -94,6 +94,10 @@ struct Kernels {
     void (*quantise32)(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act32* out);
     // panels [p0, p1) of w times every token -> y (T, rows); x is float32 (T, cols), Act32 or Act256 as w.type asks
     void (*linear)(const Matrix& w, const void* x, i64 T, i64 p0, i64 p1, float* y);
+    // an adapter's A and B, both of floats: panel p of a times x (T, cols) -> low[16 * p ...], rows `width` numbers apart; then
+    // y (T, rows) += panels [p0, p1) of b times low, and times factor (rows) where that is not null
+    void (*down)(const Matrix& a, const float* x, i64 T, i64 p, i64 width, float* low);
+    void (*up)(const Matrix& b, const float* low, i64 width, i64 T, i64 p0, i64 p1, const float* factor, float* y);
 
     void (*rms_norm)(const float* x, const float* w, float eps, i64 n, i64 t0, i64 t1, float* y);
     void (*rope)(float* x, const float* cos, const float* sin, i64 heads, i64 half, i64 t0, i64 t1);
