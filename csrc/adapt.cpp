@@ -1,6 +1,6 @@
 // Adapters: low = x A^T, y += low B^T. Both matrices are thin, A in rows and B in columns, so what runs beside each other is
 // not panels: many tokens for one panel, or, with few tokens, several chunks of A's columns and several panels of B.
-// One (row, token) adds A's columns ascending in chunks of 256, then the chunks ascending; and B's columns ascending, their sum
+// One (row, token) adds A's columns ascending in chunks of 32, then the chunks ascending; and B's columns ascending, their sum
 // then to y: one order whatever the number of tokens, groups and threads.
 #include "isa.h"
 #include "simd.h"
@@ -8,7 +8,9 @@
 namespace bise {
 namespace {
 
-constexpr int kWide = kPanels * kTile < 4 ? 4 : kPanels * kTile;  // tokens whose sums fit the registers
+constexpr int kWide = kPanels * kTile < 4 ? 4 : kPanels * kTile;  // sums that fit the registers beside the rest
+constexpr i64 kChunk = 32, kAhead = 256;    // columns in a chunk; columns that are asked for before they are needed
+constexpr int kChains = kWide < 8 ? 4 : 8;  // sums that hide the time that each addition takes
 
 // totals[c] += columns [k, k + count) of C chunks from column k on times those of n tokens
 template <Type type, int C, int n>
@@ -18,8 +20,8 @@ BISE_INLINE void add_chunks(const uint8_t* panel, const float* x, i64 cols, i64 
     for (int i = 0; i < C * n; i++) acc[i] = zero();
     for (const i64 end = k + count; k < end; k++) {
         for (int i = 0; i < C; i++) {
-            const i64 j = k + i * kColumns;
-            __builtin_prefetch(panel + j * size + C * kColumns * size);
+            const i64 j = k + i * kChunk;
+            __builtin_prefetch(panel + (j + kAhead) * size);
             const F v = row16<type>(panel, j);
             for (int c = 0; c < n; c++) acc[i * n + c] = fma(v, set1(x[c * cols + j]), acc[i * n + c]);
         }
@@ -27,15 +29,16 @@ BISE_INLINE void add_chunks(const uint8_t* panel, const float* x, i64 cols, i64 
     for (int i = 0; i < C * n; i++) totals[i % n] = add(totals[i % n], acc[i]);
 }
 
-template <Type type, int C, int n>
+template <Type type, int n>
 void down_tile(const Matrix& a, const float* x, i64 p, i64 width, float* low) {
+    constexpr int C = n < kChains ? kChains / n : 1;
     F totals[n];
     for (int c = 0; c < n; c++) totals[c] = zero();
     i64 k = 0;
-    for (; k + C * kColumns <= a.cols; k += C * kColumns) add_chunks<type, C, n>(a.panel(p), x, a.cols, k, kColumns, totals);
-    for (; k < a.cols; k += kColumns) {
+    for (; k + C * kChunk <= a.cols; k += C * kChunk) add_chunks<type, C, n>(a.panel(p), x, a.cols, k, kChunk, totals);
+    for (; k < a.cols; k += kChunk) {
         const i64 left = a.cols - k;
-        add_chunks<type, 1, n>(a.panel(p), x, a.cols, k, left < kColumns ? left : kColumns, totals);
+        add_chunks<type, 1, n>(a.panel(p), x, a.cols, k, left < kChunk ? left : kChunk, totals);
     }
     for (int c = 0; c < n; c++) store(low + c * width + kRows * p, totals[c]);
 }
@@ -71,14 +74,15 @@ template <class Fn>
 BISE_INLINE void in_tiles(i64 T, const Fn& f) {
     i64 t = 0;
     for (; t + kWide <= T; t += kWide) f(Constant<kWide>{}, t);
-    for (; t + 4 <= T; t += 4) f(Constant<4>{}, t);
+    if (t + kChains <= T) f(Constant<kChains>{}, t), t += kChains;
+    if (t + 4 <= T) f(Constant<4>{}, t), t += 4;
     if (t + 2 <= T) f(Constant<2>{}, t), t += 2;
     if (t < T) f(Constant<1>{}, t);
 }
 
 template <Type type>
 void down(const Matrix& a, const float* x, i64 T, i64 p, i64 width, float* low) {
-    in_tiles(T, [&](auto n, i64 t) { down_tile<type, n >= 4 ? 1 : 4 / n, n>(a, x + t * a.cols, p, width, low + t * width); });
+    in_tiles(T, [&](auto n, i64 t) { down_tile<type, n>(a, x + t * a.cols, p, width, low + t * width); });
 }
 
 template <Type type>

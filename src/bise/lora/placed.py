@@ -108,12 +108,14 @@ class _Beside:
         self._ops, self._groups = ops, groups
 
     def __getattr__(self, verb: str) -> Any:
-        return getattr(self._ops, verb)
+        self.__dict__[verb] = found = getattr(self._ops, verb)  # every layer will ask for it
+        return found
 
     def linear(self, x: Array, *ws: Named) -> Any:
-        ys = self._ops.linear(x, *(w.base for w in ws))
+        bases, names = zip(*ws, strict=True)
+        ys = self._ops.linear(x, *bases)
         rows, placed = self._groups(len(x))
-        pairs = tuple(tuple(one.pairs.get(w.name) for w in ws) for one in placed)
+        pairs = tuple([tuple(map(one.pairs.get, names)) for one in placed])
         self._ops.adapt(x, ys if len(ws) > 1 else (ys,), rows, pairs)
         return ys
 
