@@ -33,8 +33,9 @@ class Changes {
         return nb::borrow<nb::tuple>(object);
     }
     void add(const Array& y, const nb::tuple& pair, i64 first, i64 end) {
-        const Matrix *a = nb::cast<const Matrix*>(pair[0]), *b = nb::cast<const Matrix*>(pair[1]);
-        require(a && b && is_float(a->type) && is_float(b->type), "A and B have to be matrices of floats");
+        const Matrix *a = nullptr, *b = nullptr;
+        require(nb::try_cast(pair[0], a) && nb::try_cast(pair[1], b) && a && b && is_float(a->type) && is_float(b->type),
+                "A and B have to be matrices of floats");
         x_.shape({-1, a->cols}), y.shape({-1, b->rows});
         if (a->rows != b->cols)
             refuse("A has rank " + std::to_string(a->rows) + ", B " + std::to_string(b->cols) + ": they have to agree");

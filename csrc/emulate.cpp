@@ -196,6 +196,38 @@ void check_linear(Type type, i64 rows, i64 cols) {
     }
 }
 
+// an adapter on some of the rows of a y
+void check_adapt(i64 rank, i64 cols, i64 rows) {
+    const auto packed = [](const Floats& values, i64 n) {
+        const i64 m = static_cast<i64>(values.size()) / n;
+        Matrix w{Type::F32, n, m, (n + kRows - 1) / kRows, (m + kColumns - 1) / kColumns, Buffer()};
+        w.data = Buffer(static_cast<size_t>(w.panels * w.panel_bytes()));
+        pack(pool, reinterpret_cast<const uint8_t*>(values.data()), w);
+        return w;
+    };
+    const i64 T = 31;
+    const Floats x = numbers(T * cols), before = numbers(T * rows), factor = numbers(rows), down = numbers(rank * cols),
+                 up = numbers(rows * rank);
+    const Matrix a = packed(down, rank), b = packed(up, rows);
+    for (i64 first : {0, 30, 29, 27, 22, 2}) {
+        Doubles want(before.begin(), before.end());
+        for (i64 t = first; t < T; t++) {
+            Doubles low(static_cast<size_t>(rank));
+            for (i64 i = 0; i < rank * cols; i++)
+                low.data()[i / cols] += static_cast<double>(down.data()[i]) * x.data()[t * cols + i % cols];
+            for (i64 i = 0; i < rows; i++) {
+                for (i64 r = 0; r < rank; r++) want.data()[t * rows + i] += up.data()[i * rank + r] * low.data()[r];
+                want.data()[t * rows + i] *= factor.data()[i];
+            }
+        }
+        check("adapt of rank " + std::to_string(rank) + ", rows from " + std::to_string(first), want, [&](const Kernels& k) {
+            Floats y(before);
+            adapt(k, pool, x.data(), {{&a, &b, factor.data(), first, T, y.data()}});
+            return y;
+        });
+    }
+}
+
 // the ways back of RMSNorm and SwiGLU: x (T, n) goes in, and comes as the change of what went out
 void check_back(i64 T, i64 n, const Floats& x, const Floats& w) {
     const Floats dy(x.rbegin(), x.rend());
@@ -367,6 +399,8 @@ int main(int count, char** names) {
                 for (const float* weights : {static_cast<const float*>(nullptr), importance.data()})
                     check_round(static_cast<Type>(type), rows, 768, weights);
     for (i64 n : {1, 5, 16, 37, 300}) check_small(3, n);
+    for (i64 rank : {1, 16, 20})
+        for (i64 cols : {5, 300}) check_adapt(rank, cols, 37);
     for (Kv kv : {Kv::F32, Kv::F16, Kv::Q8_0})
         for (i64 D : {5, 16, 32, 50, 64, 128})
             for (i64 R : {1, 4, 8})
