@@ -1,9 +1,9 @@
 """Adapters beside a base: to the rows of a step that ask for one, `linear` adds scale * B A x (Hu et al. 2021, (3)).
 
-The base is multiplied once for everybody, whatever adapters they have; then one call of `adapt` takes each adapter's own
-rows, which lie together, through its A and B (as in Punica, Chen et al. 2023, and S-LoRA, Sheng et al. 2023). A row's
-sums are its own, so a token is the same to the bit among others, and rows without an adapter are what they are without
-any.
+The base is multiplied once for everybody, whatever adapters they have; then one call of `adapt` takes the rows of each
+adapter, which lie together, through its A and B (as in Punica, Chen et al. 2023, and S-LoRA, Sheng et al. 2023). The
+sums of a row are its own, so a token is the same to the bit among others, and rows without an adapter are what they
+are without any.
 """
 
 from __future__ import annotations
