@@ -12,16 +12,18 @@ constexpr int kWide = kPanels * kTile < 4 ? 4 : kPanels * kTile;  // sums that f
 constexpr i64 kChunk = 32, kAhead = 256;    // columns in a chunk; columns that are asked for before they are needed
 constexpr int kChains = kWide < 8 ? 4 : 8;  // sums that hide the time that each addition takes
 
+template <Type type>
+constexpr i64 kBytes = type == Type::F32 ? 64 : 32;  // of one column of 16 rows
+
 // totals[c] += columns [k, k + count) of C chunks from column k on times those of n tokens
 template <Type type, int C, int n>
 BISE_INLINE void add_chunks(const uint8_t* panel, const float* x, i64 cols, i64 k, i64 count, F* totals) {
-    constexpr i64 size = type == Type::F32 ? 64 : 32;  // bytes of one column of 16 rows
     F acc[C * n];
     for (int i = 0; i < C * n; i++) acc[i] = zero();
     for (const i64 end = k + count; k < end; k++) {
         for (int i = 0; i < C; i++) {
             const i64 j = k + i * kChunk;
-            __builtin_prefetch(panel + (j + kAhead) * size);
+            __builtin_prefetch(panel + (j + kAhead) * kBytes<type>);
             const F v = row16<type>(panel, j);
             for (int c = 0; c < n; c++) acc[i * n + c] = fma(v, set1(x[c * cols + j]), acc[i * n + c]);
         }
@@ -49,6 +51,7 @@ BISE_INLINE void up_tile(const Matrix& b, const float* low, i64 width, i64 p0, c
     for (int i = 0; i < P * n; i++) acc[i] = zero();
     for (i64 k = 0; k < b.cols; k++) {
         for (int p = 0; p < P; p++) {
+            if constexpr (P > 1) __builtin_prefetch(b.panel(p0 + p) + (k + kAhead) * kBytes<type>);
             const F v = row16<type>(b.panel(p0 + p), k);
             for (int c = 0; c < n; c++) acc[p * n + c] = fma(v, set1(low[c * width + k]), acc[p * n + c]);
         }
