@@ -27,6 +27,7 @@ class Changes {
     const std::vector<Change>& all() const { return all_; }
 
   private:
+    static bool good(const Matrix* w) { return w && w->packed && is_float(w->type); }
     static nb::tuple tuple(nb::handle object, size_t size) {
         if (!PyTuple_Check(object.ptr()) || nb::len(object) != size)
             throw nb::type_error(("pairs want a tuple of " + std::to_string(size) + " here").c_str());
@@ -34,8 +35,8 @@ class Changes {
     }
     void add(const Array& y, const nb::tuple& pair, i64 first, i64 end) {
         const Matrix *a = nullptr, *b = nullptr;
-        require(nb::try_cast(pair[0], a) && nb::try_cast(pair[1], b) && a && b && is_float(a->type) && is_float(b->type),
-                "A and B have to be matrices of floats");
+        require(nb::try_cast(pair[0], a) && nb::try_cast(pair[1], b) && good(a) && good(b),
+                "A and B have to be packed matrices of floats");
         x_.shape({-1, a->cols}), y.shape({-1, b->rows});
         if (a->rows != b->cols)
             refuse("A has rank " + std::to_string(a->rows) + ", B " + std::to_string(b->cols) + ": they have to agree");

@@ -19,6 +19,9 @@ struct Change {
 };
 // x (T, cols), that all of the weights were given; no two of the changes meet in one row of one y
 void adapt(const Kernels& k, Pool& pool, const float* x, const std::vector<Change>& changes);
+// the same backwards: every dys[i] (T, rows_i) times ws[i], summed -> dx (T, cols); the weights as the file has them
+void linear_back(const Kernels& k, Pool& pool, const std::vector<const float*>& dys, i64 T, const std::vector<const Matrix*>& ws,
+                 float* dx);
 // rows of a file -> y (rows, cols)
 void dequantise(const Kernels& k, Pool& pool, Type type, const uint8_t* data, i64 rows, i64 cols, float* y);
 // blocks of 64 numbers of 4 bits -> their levels times their scales

@@ -30,6 +30,9 @@ class Verbs:
     def threads(self) -> int: ...
     def pack(self, type: str, data: np.ndarray, rows: int, cols: int) -> Matrix: ...
     def adopt(self, type: str, panels: np.ndarray, rows: int, cols: int) -> Matrix: ...
+    def keep(self, type: str, data: np.ndarray, rows: int, cols: int) -> Matrix:
+        """A quantised weight as the file has it, for training: `linear` packs it as it goes."""
+
     def checksum(self, data: np.ndarray) -> int: ...
     def quantise(self, type: str, values: np.ndarray, importance: np.ndarray | None, out: np.ndarray) -> int:
         """out (uint8): the blocks. -> the first row that holds a NaN, or a value beyond float16; or -1."""
@@ -48,6 +51,9 @@ class Verbs:
         pairs: tuple[tuple[tuple[Matrix, Matrix, np.ndarray | None] | None, ...], ...],
     ) -> None:
         """rows (groups, 2) int32: [first, end) of each group, ascending. pairs: (A, B, factor) for each group and y."""
+
+    def linear_back(self, dys: tuple[np.ndarray, ...], ws: tuple[Any, ...], dx: np.ndarray) -> None:
+        """dx = the sum of all dy @ w, of weights that `keep` made."""
 
     def rms_norm(self, x: np.ndarray, w: np.ndarray, eps: float, out: np.ndarray) -> None: ...
     def rope(self, x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None: ...

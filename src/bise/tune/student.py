@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..cache import Batch, whole
 from ..config import Config
@@ -21,15 +20,18 @@ from ..lora import Adapter, Delta
 from ..model import states
 from ..ops import Array
 from ..ops.torch import Torch
-from ..ops.torch.memory import give_back_large_arrays
+from ..ops.torch.again import again
+from ..ops.torch.memory import give_back
+from ..ops.torch.product import leaves_of
 from ..ops.torch.weights import BLOCK, Adapted
+from ..quant import TYPES
 from ..tokenizer import Tokenizer
 from ..weights import Layer, Parameters, Progress, Weights, expected_shapes
 from .sample import Sample
 
 TARGETS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 METHODS = ("lora", "dora", "full")
-BASES = ("as it is", "nf4")
+BASES = ("as it is", "nf4", "q8_0")
 
 
 class Packed(Batch):
@@ -57,7 +59,7 @@ class Student:
     ) -> None:  # fmt: skip
         self.ops, self.config, self.parameters, self.trained = ops, config, parameters, dict(trained)
         self.tokenizer, self.weights, self.alpha = tokenizer, weights, alpha
-        self._checkpointing = False
+        self.checkpointing = False
         self.noise = 0.0
         self._chance = torch.Generator(ops.device).manual_seed(seed)
 
@@ -74,18 +76,17 @@ class Student:
         alpha    the adapter is scaled by alpha / rank, or alpha / sqrt(rank) with rslora; None: alpha = rank
         targets  which weights get an adapter: names within a layer, and "output"
         base     "as it is" | "nf4": frozen float matrices become 4-bit NormalFloats (QLoRA, Dettmers et al. 2023)
+                 | "q8_0": they become blocks of 8 bits, which the CPU multiplies by two to three times as fast
         window   tokens, "none", or None: as the model was made
         """
         _check(method, rank, targets, base)
-        if threads:
-            torch.set_num_threads(threads)
+        _prepare(threads)
         weights = Weights.open(path)
         config = weights.config
-        if base == "nf4":
-            _check_blocks(weights)
+        _check_blocks(weights, base)
         if window is not None:
             config = config.with_window(None if window == "none" else int(window))
-        ops = Torch(device, "floats" if method == "full" else {"as it is": "file", "nf4": "nf4"}[base])
+        ops = Torch(device, "floats" if method == "full" else {"as it is": "file"}.get(base, base))
         parameters = weights.place(ops, progress)
         tokenizer = Tokenizer.of(weights)
         if method == "full":
@@ -103,8 +104,7 @@ class Student:
     ) -> Student:  # fmt: skip
         """From scratch: ones for the norms, a normal of 0.02 for the rest, less where a block writes back into the
         stream (GPT-2's initialisation, Radford et al. 2019, section 2.3)."""
-        if threads:
-            torch.set_num_threads(threads)
+        _prepare(threads)
         ops, chance = Torch(device), np.random.default_rng(seed)
         made = {}
         for name, shape in expected_shapes(config).items():
@@ -115,16 +115,6 @@ class Student:
         blk = [Layer(**{part: made[f"blk.{i}.{part}"] for part in parts}) for i in range(config.n_layers)]
         parameters = Parameters(made["token_embd"], blk, made["output_norm"], made["output"])
         return cls(ops, config, parameters, _free(parameters), tokenizer, seed=seed)
-
-    @property
-    def checkpointing(self) -> bool:
-        return self._checkpointing
-
-    @checkpointing.setter
-    def checkpointing(self, wanted: bool) -> None:
-        self._checkpointing = wanted
-        if wanted:
-            give_back_large_arrays()
 
     def logprobs(self, samples: Sequence[Sample]) -> Tensor:
         """(targets,): log-probability of every learnt token, sample by sample, in order."""
@@ -193,8 +183,9 @@ class Student:
         *before, w, x, batch, layer = its
         if layer == 0 and self.noise and torch.is_grad_enabled():
             x = x + self._noise(x, batch.spans)
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *before, w, x, batch, layer, use_reentrant=False, preserve_rng_state=False)
+        if self.checkpointing:
+            leaves = [leaf for field in fields(Layer) for leaf in leaves_of(getattr(w, field.name))]
+            return again(lambda x: block(*before, w, x, batch, layer), x, leaves)
         return block(*before, w, x, batch, layer)
 
     def _noise(self, x: Tensor, spans: np.ndarray) -> Tensor:
@@ -208,6 +199,12 @@ class Student:
         return np.array(self.ops.numpy(t))
 
 
+def _prepare(threads: int | None) -> None:
+    give_back()
+    if threads:
+        torch.set_num_threads(threads)
+
+
 def _check(method: str, rank: int, targets: Sequence[str], base: str) -> None:
     for name, value, known in (("method", method, METHODS), ("base", base, BASES)):
         if value not in known:
@@ -219,12 +216,13 @@ def _check(method: str, rank: int, targets: Sequence[str], base: str) -> None:
         raise RequestError(f"targets {', '.join(strange) or 'none'}: expected some of {', '.join(TARGETS)}, output")
 
 
-def _check_blocks(weights: Weights) -> None:
-    """NF4 has a scale for each block of a row."""
+def _check_blocks(weights: Weights, base: str) -> None:
+    """Both have a scale for each block of a row."""
+    block = {"nf4": BLOCK, "q8_0": TYPES["Q8_0"].block}.get(base, 1)
     for name, entry in weights.entries.items():
-        if entry.type in ("F32", "F16", "BF16") and len(entry.shape) == 2 and entry.shape[1] % BLOCK:
+        if entry.type in ("F32", "F16", "BF16") and len(entry.shape) == 2 and entry.shape[1] % block:
             raise RequestError(
-                f"{name} has rows of {entry.shape[1]} numbers, and nf4 wants multiples of {BLOCK}: take --base as-is"
+                f"{name} has rows of {entry.shape[1]} numbers, and {base} wants multiples of {block}: take --base as-is"
             )
 
 
