@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 
 #include "arrays.h"
+#include "changes.h"
 #include "checksum.h"
 #include "pack.h"
 #include "round.h"
@@ -147,6 +148,14 @@ class Verbs {
         }
         nb::gil_scoped_release free;
         bise::linear(kernels_, *pool_, x.as<float>(), T, ws, ys);
+    }
+
+    void adapt(nb::handle input, nb::tuple ys, nb::handle rows, nb::tuple pairs) const {
+        const Array x(input, "x", 'f'), groups(rows, "rows", 'i');
+        x.shape({-1, -1});
+        const Changes changes(x, ys, groups, pairs);
+        nb::gil_scoped_release free;
+        bise::adapt(kernels_, *pool_, x.as<float>(), changes.all());
     }
 
     void linear_back(nb::tuple changes, nb::tuple weights, nb::handle out) const {
@@ -331,6 +340,7 @@ NB_MODULE(_kernels, m) {
         .def("dequantise", &Verbs::dequantise, nb::arg("type"), array("data"), array("out"))
         .def("look_up", &Verbs::look_up, array("levels"), array("codes"), array("scales"), array("out"))
         .def("linear", &Verbs::linear, array("x"), nb::arg("ws"), nb::arg("outs"))
+        .def("adapt", &Verbs::adapt, array("x"), nb::arg("ys"), array("rows"), nb::arg("pairs"))
         .def("linear_back", &Verbs::linear_back, nb::arg("dys"), nb::arg("ws"), array("dx"))
         .def("rms_norm", &Verbs::rms_norm, array("x"), array("w"), nb::arg("eps"), array("out"))
         .def("rope", &Verbs::rope, array("x"), array("cos"), array("sin"))

@@ -11,6 +11,8 @@ void quantise32(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act32* out);
 void quantise_gradients(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act32* out);
 void linear_quants(const Matrix& w, const void* x, i64 T, i64 p0, i64 p1, float* y);
 void linear_floats(const Matrix& w, const void* x, i64 T, i64 p0, i64 p1, float* y);
+void down(const Matrix& a, const float* x, i64 T, i64 p, i64 width, float* low);
+void up(const Matrix& b, const float* low, i64 width, i64 T, i64 p0, i64 p1, const float* factor, float* y);
 void turn(const Matrix& w, i64 c, i64 n, uint8_t* panels, i64 panel_bytes);
 void rms_norm(const float* x, const float* w, float eps, i64 n, i64 t0, i64 t1, float* y);
 void rope(float* x, const float* cos, const float* sin, i64 heads, i64 half, i64 t0, i64 t1);

@@ -97,6 +97,10 @@ struct Kernels {
     void (*quantise_gradients)(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act32* out);  // up or down by chance
     // panels [p0, p1) of w times every token -> y (T, rows); x is float32 (T, cols), Act32 or Act256 as w.type asks
     void (*linear)(const Matrix& w, const void* x, i64 T, i64 p0, i64 p1, float* y);
+    // an adapter's A and B, both of floats: panel p of a times x (T, cols) -> low[16 * p ...], rows `width` numbers apart; then
+    // y (T, rows) += panels [p0, p1) of b times low, and times factor (rows) where that is not null
+    void (*down)(const Matrix& a, const float* x, i64 T, i64 p, i64 width, float* low);
+    void (*up)(const Matrix& b, const float* low, i64 width, i64 T, i64 p0, i64 p1, const float* factor, float* y);
     // columns [c, c + n) of rows as the file has them, transposed and rounded to Q8_0: block 0 of n / 16 panels and on
     void (*turn)(const Matrix& w, i64 c, i64 n, uint8_t* panels, i64 panel_bytes);
 

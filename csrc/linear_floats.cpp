@@ -6,16 +6,6 @@
 namespace bise {
 namespace {
 
-template <Type type>
-BISE_INLINE F row16(const uint8_t* panel, i64 k) {  // column k of 16 rows
-    if constexpr (type == Type::F32)
-        return load(reinterpret_cast<const float*>(panel) + 16 * k);
-    else if constexpr (type == Type::F16)
-        return load_f16(reinterpret_cast<const uint16_t*>(panel) + 16 * k);
-    else
-        return load_bf16(reinterpret_cast<const uint16_t*>(panel) + 16 * k);
-}
-
 // total (P, n) += columns [0, count) of P blocks of floats (256, 16) times n tokens of x
 template <int P, int n>
 __attribute__((noinline)) void tile(const float* const* blocks, const float* x, i64 cols, i64 count, float* const* totals) {

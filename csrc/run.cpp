@@ -19,6 +19,8 @@ namespace {
 
 constexpr i64 kDepth = 32;       // columns in the smallest blocks
 constexpr i64 kGrain = 1 << 15;  // numbers that are worth waking another thread for
+constexpr i64 kWork = 1 << 17;   // and multiply-adds of an adapter, where they wait for no memory
+constexpr i64 kAdapted = 24;     // rows that go through an adapter at a time: whole tiles of every instruction set
 
 // f(begin, end) over [0, n) in ranges of `step`
 template <class Fn>
@@ -127,6 +129,43 @@ void linear_back(const Kernels& k, Pool& pool, const std::vector<const float*>& 
             k.turn(*ws[i], c0, c1 - c0, panels, turned.panel_bytes());
         }
         k.linear(turned, acts, T, 0, turned.panels, dx + c0);
+    });
+}
+
+void adapt(const Kernels& k, Pool& pool, const float* x, const std::vector<Change>& changes) {
+    struct Unit {  // rows [t0, t1) of a change, panels [p0, p1) of its A or B
+        const Change* change;
+        float* low;  // (t1 - t0, width)
+        i64 t0, t1, p0, p1;
+    };
+    const auto width = [](const Change* c) { return kRows * c->a->panels; };
+    i64 numbers = 0, cost = 0;
+    for (const Change& c : changes) numbers += width(&c) * (c.t1 - c.t0);
+    float* low = reinterpret_cast<float*>(scratch(2, sizeof(float) * static_cast<size_t>(numbers)));
+    std::vector<Unit> downs, ups;
+    for (const Change& c : changes) {
+        for (i64 t = c.t0; t < c.t1; t += kAdapted) {
+            const i64 end = std::min(c.t1, t + kAdapted), rows = std::max<i64>(kFew, end - t);
+            for (i64 p = 0; p < c.a->panels; p++) downs.push_back({&c, low, t, end, p, p + 1});
+            const i64 step = std::max<i64>(4, kWork / (kRows * c.b->cols * rows) / 4 * 4);
+            for (i64 p = 0; p < c.b->panels; p += step) ups.push_back({&c, low, t, end, p, std::min(c.b->panels, p + step)});
+            cost += rows * kRows * (c.a->panels * c.a->cols + c.b->panels * c.b->cols);
+            low += width(&c) * (end - t);
+        }
+    }
+    const auto each = [&](const std::vector<Unit>& units, const auto& f) {  // as many in one task as are worth it
+        const i64 n = static_cast<i64>(units.size()), together = 2 * n * kWork / std::max<i64>(cost, 1);
+        ranges(pool, n, std::max<i64>(1, together), [&](i64 i, i64 end) {
+            for (; i < end; i++) f(units[static_cast<size_t>(i)]);
+        });
+    };
+    each(downs, [&](const Unit& u) {
+        const Matrix& a = *u.change->a;
+        k.down(a, x + u.t0 * a.cols, u.t1 - u.t0, u.p0, width(u.change), u.low);
+    });
+    each(ups, [&](const Unit& u) {
+        const Matrix& b = *u.change->b;
+        k.up(b, u.low, width(u.change), u.t1 - u.t0, u.p0, u.p1, u.change->factor, u.change->y + u.t0 * b.rows);
     });
 }
 

@@ -10,6 +10,15 @@ namespace bise {
 // x (T, cols) times every weight -> ys[i] (T, rows_i); all weights have the same cols
 void linear(const Kernels& k, Pool& pool, const float* x, i64 T, const std::vector<const Matrix*>& ws,
             const std::vector<float*>& ys);
+// What an adapter does to rows [t0, t1) of one weight's y (T, b->rows): y += (x A^T) B^T, then y *= factor (b->rows) unless null.
+struct Change {
+    const Matrix *a, *b;  // (rank, cols) and (rows, rank), of floats
+    const float* factor;
+    i64 t0, t1;
+    float* y;
+};
+// x (T, cols), that all of the weights were given; no two of the changes meet in one row of one y
+void adapt(const Kernels& k, Pool& pool, const float* x, const std::vector<Change>& changes);
 // the same backwards: every dys[i] (T, rows_i) times ws[i], summed -> dx (T, cols); the weights as the file has them
 void linear_back(const Kernels& k, Pool& pool, const std::vector<const float*>& dys, i64 T, const std::vector<const Matrix*>& ws,
                  float* dx);

@@ -56,6 +56,16 @@ BISE_INLINE void store_n(float* p, F x, int n) {
     std::memcpy(p, lanes, sizeof(float) * static_cast<size_t>(n));
 }
 
+template <Type type>
+BISE_INLINE F row16(const uint8_t* panel, i64 k) {  // column k of a panel of floats
+    if constexpr (type == Type::F32)
+        return load(reinterpret_cast<const float*>(panel) + 16 * k);
+    else if constexpr (type == Type::F16)
+        return load_f16(reinterpret_cast<const uint16_t*>(panel) + 16 * k);
+    else
+        return load_bf16(reinterpret_cast<const uint16_t*>(panel) + 16 * k);
+}
+
 // e^x to within 2 units in the last place; exactly 1 at 0, exactly 0 below -87.3; NaN stays NaN.
 BISE_INLINE F exp(F x) {
     const F floor = set1(-87.33654f);

@@ -213,7 +213,9 @@ def test_tied_output(tmp_path: Path) -> None:
 def test_runs_of_rows() -> None:
     a, b = (Placed(name, name, {}, 0) for name in "ab")
     parts = [(None, 2), (None, 1), (a, 3), (a, 1), (b, 0), (b, 2), (None, 1), (a, 1)]
-    assert grouped(parts) == [(slice(3, 7), a), (slice(7, 9), b), (slice(10, 11), a)]
+    rows, placed = grouped(parts)
+    assert rows.tolist() == [[3, 7], [7, 9], [10, 11]] and placed == [a, b, a]
+    assert grouped([(None, 3)]).rows.shape == (0, 2)
 
 
 def test_fingerprint_of_an_adapter(model: bise.Model, folder: Path) -> None:

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,8 +17,10 @@ import bise
 from bise.cli import main
 from bise.evaluate import common_chunks, perplexity
 from bise.importance import read
+from bise.lora import write_gguf
 from bise.moments import collect
 from bise.texts import Cut
+from test_lora import random_adapter
 from tiny import tiny_config, tiny_weights, write_tiny_gguf
 
 CONFIG = tiny_config(vocab_size=320, sliding_window=24, dim=128, head_dim=32, context=96)
@@ -118,6 +120,36 @@ def test_kl(cli: Cli, folder: Path) -> None:
     assert 0.2 < found["same_top"]["value"] <= 1 and Path(found["logits"]).exists()
     itself = json.loads(cli("kl", folder / "full.gguf", *options, "--json", "-q").out)
     assert itself["kl"]["value"] < 1e-8 and itself["same_top"]["value"] == 1
+
+
+def test_with_an_adapter(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    """Base and adapter are judged like the model whose weights are W + scale * B A; only one adapter at a time."""
+    arrays, adapter = tiny_weights(CONFIG), random_adapter(CONFIG, seed=1)
+    fused = {
+        name: adapter.deltas[name].fused(array) if name in adapter.deltas else array for name, array in arrays.items()
+    }
+    write_tiny_gguf(tmp_path / "fused.gguf", CONFIG, fused)
+    write_gguf(tmp_path / "tuned.gguf", adapter)
+    beside = ("--adapter", tmp_path / "tuned.gguf")
+    text, options = folder / "text.txt", ("-c", "48", "-t", "1", "--kv", "f32")
+
+    def judged(verb: str, model: Path, *more: str | Path) -> dict[str, Any]:
+        return dict(json.loads(cli(verb, model, text, *options, *more, "--json", "-q").out))
+
+    base, tuned, want = (judged("perplexity", *model) for model in
+                         ((folder / "full.gguf",), (folder / "full.gguf", *beside), (tmp_path / "fused.gguf",)))  # fmt: skip
+    assert tuned["adapter"] == "tuned" and base["adapter"] is None
+    assert (
+        abs(tuned["loss"]["value"] - want["loss"]["value"])
+        < 1e-4
+        < 0.1
+        < abs(base["loss"]["value"] - want["loss"]["value"])
+    )
+    assert judged("kl", folder / "full.gguf", "--against", tmp_path / "fused.gguf", *beside)["kl"]["value"] < 1e-6
+    assert judged("kl", folder / "full.gguf", "--against", folder / "full.gguf", *beside)["kl"]["value"] > 0.1
+    told = cli("perplexity", folder / "full.gguf", text, *options, *beside)
+    assert "with tuned" in told.out
+    assert cli("perplexity", folder / "full.gguf", text, *beside, *beside).code == 2
 
 
 def test_another_window_is_other_logits(cli: Cli, folder: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import bise
 from bise import _kernels
 from bise.errors import FormatError
-from bise.ops import Ring
+from bise.ops import Pair, Ring
 from bise.ops import cpu as cpu_backend
 from bise.ops.cpu import Cpu, default_threads
 from bise.ops.reference import Reference
@@ -111,6 +111,87 @@ def test_a_sick_activation_stays_with_its_token(ops, type, bad):
     x[1, 5] = bad
     y = ops.linear(x, ops.weight(blocks(type, 17, 256)))
     assert np.isfinite(y[[0, 2]]).all() and not np.isfinite(y[1]).any()
+
+
+# adapters
+
+RANKS = (1, 3, 16, 17, 64, 256)
+
+
+def pairs(ops, rank: int, cols: int, outs: tuple[int, ...], type: str = "F32", seed: int = 0) -> list[Pair | None]:
+    """Of every second output none, of every third with a factor."""
+    found: list[Pair | None] = []
+    for i, out in enumerate(outs):
+        a, b = (QTensor.of(normal(*shape, seed=seed + i) / 8, type) for shape in ((rank, cols), (out, rank)))
+        found.append(
+            Pair(ops.weight(a), ops.weight(b), normal(out, seed=i) if i % 3 == 0 else None) if i != 1 else None
+        )
+    return found
+
+
+@pytest.mark.parametrize("type", FLOATS)
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("cols", [1, 33, 256, 515])
+def test_adapt(ops, type, rank, cols):
+    """Groups of one row and of many, next to each other and not; a pair for some of the outputs."""
+    outs, rows = (40, 16, 17, 1), np.array([[0, 1], [1, 3], [5, 5], [6, 13], [13, 40]], np.int32)
+    x, before = normal(41, cols), [normal(41, out, seed=1) for out in outs]
+    got, want = ([y.copy() for y in before] for _ in range(2))
+    ops.adapt(x, tuple(got), rows, tuple(tuple(pairs(ops, rank, cols, outs, type, i)) for i in range(len(rows))))
+    specified = tuple(tuple(pairs(reference, rank, cols, outs, type, i)) for i in range(len(rows)))
+    reference.adapt(x.astype(np.float64), tuple(want), rows, specified)
+    for y, wanted, was in zip(got, want, before, strict=True):
+        np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+        assert np.array_equal(y[[3, 4, 5, 40]], was[[3, 4, 5, 40]])
+    assert np.array_equal(got[1], before[1]) and not np.array_equal(got[0], before[0])
+
+
+@pytest.mark.parametrize("rank", [4, 40])
+@pytest.mark.parametrize("cols", [96, 1000])
+def test_an_adapted_token_sees_the_same_sums_in_any_company(ops, rank, cols):
+    """To the last bit: any number of rows, any groups, one thread or two."""
+    x, before, two = normal(60, cols), normal(60, 700), Cpu(2, ops.verbs.isa)
+    pair = tuple(pairs(ops, rank, cols, (700,)))
+    whole = before.copy()
+    ops.adapt(x, (whole,), np.array([[0, 60]], np.int32), (pair,))
+    for n in (*TOKENS, 25, 60):
+        for ends in ([[0, n]], [[60 - n, 60]], [[i, i + 1] for i in range(n)]):
+            y, rows = before.copy(), np.array(ends, np.int32)
+            two.adapt(x, (y,), rows, (pair,) * len(rows))
+            changed = slice(rows[0, 0], rows[-1, 1])
+            assert np.array_equal(y[changed], whole[changed]), (n, ends)
+
+
+def test_a_sick_activation_is_adapted_alone(ops):
+    x, y = normal(30, 64), np.zeros((30, 40), F32)
+    x[7, 5] = np.nan
+    ops.adapt(x, (y,), np.array([[0, 30]], np.int32), (tuple(pairs(ops, 3, 64, (40,))),))
+    assert np.isnan(y[7]).all() and np.isfinite(np.delete(y, 7, 0)).all()
+
+
+def test_wrong_adapters_are_refused(ops):
+    x, y, rows = normal(4, 64), np.zeros((4, 40), F32), np.array([[0, 4]], np.int32)
+    (pair,) = pairs(ops, 3, 64, (40,))
+    quantised = ops.weight(blocks("Q8_0", 3, 64))
+
+    def adapt(x=x, ys=(y,), rows=rows, pairs=((pair,),)):
+        ops.verbs.adapt(x, ys, rows, pairs)
+
+    adapt()
+    for wrong in (
+        lambda: adapt(x=normal(4, 63)), lambda: adapt(x=normal(3, 64)), lambda: adapt(x=x[0]), lambda: adapt(ys=(y.T,)),
+        lambda: adapt(ys=(np.zeros((4, 41), F32),)), lambda: adapt(ys=(y, y)), lambda: adapt(ys=(None,)),
+        lambda: adapt(rows=np.array([[0, 5]], np.int32)), lambda: adapt(rows=np.array([[-1, 2]], np.int32)),
+        lambda: adapt(rows=np.array([[3, 2]], np.int32)), lambda: adapt(rows=rows.astype(np.int64)),
+        lambda: adapt(rows=np.array([[0, 2], [1, 3]], np.int32), pairs=((pair,), (pair,))), lambda: adapt(pairs=()),
+        lambda: adapt(pairs=((pair, pair),)), lambda: adapt(pairs=([pair],)), lambda: adapt(pairs=((pair[:2],),)),
+        lambda: adapt(pairs=(((None, pair.b, None),),)), lambda: adapt(pairs=((("A", pair.b, None),),)),
+        lambda: adapt(pairs=(((quantised, pair.b, None),),)), lambda: adapt(pairs=(((pair.b, pair.a, None),),)),
+        lambda: adapt(pairs=(((pair.a, ops.weight(blocks("F32", 40, 4)), None),),)),
+        lambda: adapt(pairs=(((pair.a, pair.b, normal(41)),),)),
+    ):  # fmt: skip
+        with pytest.raises((ValueError, TypeError)):
+            wrong()
 
 
 def test_zeros_and_tiny_numbers(ops):

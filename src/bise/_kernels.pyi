@@ -43,6 +43,15 @@ class Verbs:
     def dequantise(self, type: str, data: np.ndarray, out: np.ndarray) -> None: ...
     def look_up(self, levels: np.ndarray, codes: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None: ...
     def linear(self, x: np.ndarray, ws: tuple[Any, ...], outs: tuple[np.ndarray, ...]) -> None: ...
+    def adapt(
+        self,
+        x: np.ndarray,
+        ys: tuple[np.ndarray, ...],
+        rows: np.ndarray,
+        pairs: tuple[tuple[tuple[Matrix, Matrix, np.ndarray | None] | None, ...], ...],
+    ) -> None:
+        """rows (groups, 2) int32: [first, end) of each group, ascending. pairs: (A, B, factor) for each group and y."""
+
     def linear_back(self, dys: tuple[np.ndarray, ...], ws: tuple[Any, ...], dx: np.ndarray) -> None:
         """dx = the sum of all dy @ w, of weights that `keep` made."""
 

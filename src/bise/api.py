@@ -23,7 +23,7 @@ from .ops import KV_TYPES, Ops, load_ops
 from .scout import Scout
 from .session import Message, Session
 from .tokenizer import Tokenizer
-from .weights import Weights
+from .weights import Parameters, Weights
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -91,8 +91,7 @@ class Model:
     def logits(self, ids: Sequence[int], tap: Tap | None = None, adapter: str | None = "") -> np.ndarray:
         """(T,) ids -> (T, vocab_size) float32, every position; keys and values pass through the model's kv type.
         adapter: as in Options."""
-        tokens, placed = self._ids(ids), self.placed(adapter)
-        ops, weights = self.beside.everywhere(placed) if placed else (self.ops, self.parameters)
+        tokens, (ops, weights) = self._ids(ids), self.spoken(adapter)
         batch = whole(ops, self.config, [len(tokens)], self.kv)
         return self.ops.numpy(forward(ops, self.config, weights, tokens, batch, tap))
 
@@ -114,6 +113,11 @@ class Model:
         """The adapter of a request. "": the model's own choice; None: none. RequestError for one that is not here."""
         name = self.adapter if name == "" else name
         return None if name is None else self.adapters[self._named(name)]
+
+    def spoken(self, adapter: str | None = "") -> tuple[Ops, Parameters]:
+        """The verbs and the weights of a forward pass whose rows all have this adapter: see `placed`."""
+        placed = self.placed(adapter)
+        return self.beside.everywhere(placed) if placed else (self.ops, self.parameters)
 
     def _named(self, name: str) -> str:
         if name not in self.adapters:

@@ -11,7 +11,7 @@ import typer
 
 from ..errors import RequestError
 from . import app
-from .options import MODEL, Loading, grouped, option
+from .options import MODEL, Beside, Loading, grouped, option
 
 if TYPE_CHECKING:
     from ..api import Model
@@ -28,6 +28,8 @@ EXAMPLES = """[bold]Examples[/]
 [cyan]bise eval perplexity mistral-7b-v0.1.Q4_K_M.gguf wiki.test.raw[/]  as llama.cpp counts it
 
 [cyan]bise eval kl mistral-7b-v0.1.Q4_K_M.gguf --against mistral-7b-v0.1/ wiki.test.raw --chunks 50[/]
+
+[cyan]bise eval perplexity mistral-7b-v0.1.Q4_K_M.gguf held-out.txt --adapter runs/chats[/]  what it has learnt
 
 [cyan]bise eval importance mistral-7b-v0.1/ calibration.txt -o mistral.imatrix.gguf[/]
 """
@@ -107,13 +109,14 @@ def perplexity(
     json: Annotated[bool, option(None, "--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, option(None, "--quiet", "-q", help="Nothing on stderr but errors.")] = False,
     scoring: Scoring,
+    beside: Beside,
 ) -> None:  # fmt: skip
     """How well a model predicts a text: among how many equally likely tokens it might as well have guessed."""
     from ..evaluate import perplexity as measure
     from .terminal import Bar, listen
 
     listen(quiet)
-    loaded = _open(scoring, model)
+    loaded = _open(scoring, model, beside)
     cut = _cut(scoring, loaded.config.context)
     chunks = _chunks(loaded, text, cut)
     started = time.perf_counter()
@@ -138,17 +141,19 @@ def kl(
     json: Annotated[bool, option(None, "--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, option(None, "--quiet", "-q", help="Nothing on stderr but errors.")] = False,
     scoring: Scoring,
+    beside: Beside,
 ) -> None:  # fmt: skip
     """How far a model strays from the full model that it was made of, over a text.
 
-    The full model's logits are kept on disk, so that it is run once for all the files that are judged.
+    The full model's logits are kept on disk, so that it is run once for all the files that are judged. An adapter lies
+    beside the judged model only: against its own base, KL says how much it changes.
     """
     from ..evaluate import divergence
     from .terminal import Bar, listen
 
     listen(quiet)
     chunks, cut, full = _full(against, model, text, scoring, quiet)
-    loaded = _open(scoring, model)
+    loaded = _open(scoring, model, beside)
     started = time.perf_counter()
     with Bar("KL", "tokens") as bar:
         found = divergence(loaded, full, chunks, cut, bar)
@@ -235,14 +240,14 @@ def _found(model: str) -> Path:
         return find(model, bar)
 
 
-def _open(reading: Reading, model: str) -> Model:
+def _open(reading: Reading, model: str, beside: Beside | None = None) -> Model:
     """The model, whose context is nothing that this verb limits."""
     from ..api import load
     from .options import Ahead
     from .terminal import Bar
 
-    found = _found(model)
-    told = reading.told(Ahead()) | {"context": None}
+    found, beside = _found(model), beside or Beside()
+    told = reading.told(Ahead()) | {"context": None, "adapter": beside.one(), "any_base": beside.any_base}
     with Bar("loading", "bytes") as bar:
         return load(found, progress=bar, **told)
 
@@ -295,7 +300,8 @@ def _arithmetic(scoring: Scoring) -> dict[str, Any]:
 def _about(loaded: Model, text: list[Path], cut: Cut, chunks: Ids, started: float) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     return {
-        "model": str(loaded.path), "bytes": loaded.weights.nbytes, "text": [str(path) for path in text],
+        "model": str(loaded.path), "adapter": loaded.adapter, "bytes": loaded.weights.nbytes,
+        "text": [str(path) for path in text],
         "context": cut.context, "stride": cut.stride, "all_positions": cut.all_positions, "chunks": len(chunks),
         "window": loaded.config.sliding_window, "kv": loaded.kv, "backend": loaded.ops.name,
         "seconds": round(seconds, 3), "tokens_per_second": round(chunks.size / seconds, 1),
@@ -315,7 +321,7 @@ def _print_facts(facts: dict[str, Any], figures: dict[str, str]) -> None:
     if facts["stride"]:
         cut += f", one every {facts['stride']:,}"
     read = f"{facts['seconds']:,.1f} s, {facts['tokens_per_second']:,.0f} tokens/s"
-    title = f"{facts['model']} ({size(facts['bytes'])})"
+    title = f"{facts['model']} ({size(facts['bytes'])})" + (f" with {facts['adapter']}" if facts["adapter"] else "")
     print_facts(title, {**figures, "text": f"{', '.join(facts['text'])}: {cut}", "read in": read})
 
 

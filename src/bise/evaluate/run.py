@@ -12,8 +12,10 @@ from .. import moments
 from ..cache import whole
 from ..errors import RequestError
 from ..model import forward
+from ..ops import Ops
 from ..score import Divergence, Perplexity
 from ..texts import Cut, Ids
+from ..weights import Parameters
 from .kept import Kept, write
 
 Watch = Callable[[int, int, str], None]  # tokens read, tokens in all, the figures so far
@@ -24,6 +26,9 @@ class Loaded(moments.Loaded, Protocol):
     """What is judged: a `bise.Model`, seen from below."""
 
     path: Path
+
+    def spoken(self) -> tuple[Ops, Parameters]:
+        """The verbs and the weights, with an adapter beside them if the model was loaded with one."""
 
 
 class Part(NamedTuple):
@@ -78,10 +83,11 @@ def parts(model: Loaded, chunks: Ids, cut: Cut) -> Iterator[Part]:
     """Read the chunks, each a sequence of its own, as many at once as make `STEP` tokens."""
     rows = np.arange(cut.first, cut.context - 1)
     read = 0
+    ops, weights = model.spoken()
     for group in _groups(chunks):
-        batch = whole(model.ops, model.config, [cut.context] * len(group), model.kv)
+        batch = whole(ops, model.config, [cut.context] * len(group), model.kv)
         batch.wanted = (np.arange(len(group))[:, None] * cut.context + rows).reshape(-1)
-        logits = model.ops.numpy(forward(model.ops, model.config, model.parameters, group.reshape(-1), batch))
+        logits = ops.numpy(forward(ops, model.config, weights, group.reshape(-1), batch))
         read += group.size
         yield Part(logits, group[:, cut.first + 1 :].reshape(-1), np.tile(rows + 1, len(group)), read)
 

@@ -1,24 +1,23 @@
 """Adapters beside a base: to the rows of a step that ask for one, `linear` adds scale * B A x (Hu et al. 2021, (3)).
 
-The base is multiplied once for everybody, whatever adapters they have; then each adapter's own rows, which lie
-together, go through its A and B (as in Punica, Chen et al. 2023, and S-LoRA, Sheng et al. 2023). A row's sums are its
-own, so a token is the same to the bit among others, and rows without an adapter are what they are without any.
+The base is multiplied once for everybody, whatever adapters they have; then one call of `adapt` takes the rows of each
+adapter, which lie together, through its A and B (as in Punica, Chen et al. 2023, and S-LoRA, Sheng et al. 2023). The
+sums of a row are its own, so a token is the same to the bit among others, and rows without an adapter are what they
+are without any.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from ..ops import Array, Ops, Weight
+from ..ops import Array, Ops, Pair, Weight
 from ..quant import STRIP, QTensor
 from ..weights import Parameters, Weights
 from .adapter import Adapter, Delta, lengths
-
-Rows = Sequence[tuple[slice, "Placed"]]
 
 
 class Named(NamedTuple):
@@ -26,14 +25,6 @@ class Named(NamedTuple):
 
     base: Weight
     name: str
-
-
-class Pair(NamedTuple):
-    """A, and B with the scale multiplied in, as the backend holds them; factor (out,): what DoRA makes of the sum."""
-
-    a: Weight
-    b: Weight
-    factor: Array | None
 
 
 @dataclass(eq=False)
@@ -44,6 +35,13 @@ class Placed:
     id: str
     pairs: Mapping[str, Pair]
     nbytes: int
+
+
+class Groups(NamedTuple):
+    """Runs of rows with the same adapter: [first, end) of each in rows (groups, 2) int32, ascending."""
+
+    rows: np.ndarray
+    placed: list[Placed]
 
 
 class Adapters:
@@ -71,14 +69,14 @@ class Adapters:
             pairs[weight] = Pair(self.ops.weight(a), self.ops.weight(b), factor)
         return Placed(name or adapter.name, adapter.id, pairs, self.nbytes(adapter))
 
-    def beside(self, rows: Rows, count: int, wanted: Rows, wanted_count: int) -> tuple[Ops, Parameters]:
-        """The verbs and the weights of one step. rows: which of its `count` rows have which adapter; wanted: which of
+    def beside(self, groups: Groups, count: int, wanted: Groups, wanted_count: int) -> tuple[Ops, Parameters]:
+        """The verbs and the weights of one step. groups: which of its `count` rows have which adapter; wanted: which of
         those `wanted_count` that the last layer hands on."""
-        return cast(Ops, _Beside(self.ops, {count: rows, wanted_count: wanted}.__getitem__)), self.parameters
+        return cast(Ops, _Beside(self.ops, {count: groups, wanted_count: wanted}.__getitem__)), self.parameters
 
     def everywhere(self, placed: Placed) -> tuple[Ops, Parameters]:
         """The verbs and the weights of a model all of whose rows have this adapter."""
-        return cast(Ops, _Beside(self.ops, lambda count: [(slice(0, count), placed)])), self.parameters
+        return cast(Ops, _Beside(self.ops, lambda count: grouped([(placed, count)]))), self.parameters
 
     def _kind(self, weight: str) -> str:
         """A and B are kept at 16 bits beside a weight that has no more: its own rounding is far coarser. Not by torch,
@@ -104,44 +102,37 @@ class Adapters:
 class _Beside:
     """A backend for one step: `linear` adds what adapters add, every other verb is the backend's own."""
 
-    def __init__(self, ops: Ops, rows: Callable[[int], Rows]) -> None:
-        """rows: by how many there are. All of a step's, and those that its last layer hands on; where these are as
-        many, they are the same ones."""
-        self._ops, self._rows = ops, rows
+    def __init__(self, ops: Ops, groups: Callable[[int], Groups]) -> None:
+        """groups: by how many rows there are. All of a step's, and those that its last layer hands on; where these are
+        as many, they are the same ones."""
+        self._ops, self._groups = ops, groups
 
     def __getattr__(self, verb: str) -> Any:
-        return getattr(self._ops, verb)
+        self.__dict__[verb] = found = getattr(self._ops, verb)  # every layer will ask for it
+        return found
 
     def linear(self, x: Array, *ws: Named) -> Any:
-        ys = self._ops.linear(x, *(w.base for w in ws))
-        each = ys if len(ws) > 1 else (ys,)
-        for rows, placed in self._rows(len(x)):
-            changed = [(y, pair) for y, w in zip(each, ws, strict=True) if (pair := placed.pairs.get(w.name))]
-            if changed:
-                self._add(x[rows], [(y[rows], pair) for y, pair in changed])
+        bases, names = zip(*ws, strict=True)
+        ys = self._ops.linear(x, *bases)
+        rows, placed = self._groups(len(x))
+        pairs = tuple([tuple(map(one.pairs.get, names)) for one in placed])
+        self._ops.adapt(x, ys if len(ws) > 1 else (ys,), rows, pairs)
         return ys
 
-    def _add(self, x: Array, changed: Sequence[tuple[Array, Pair]]) -> None:
-        """Into each y, a view of one adapter's rows."""
-        low = self._ops.linear(x, *(pair.a for _, pair in changed))
-        lows = low if len(changed) > 1 else (low,)
-        for (y, pair), low in zip(changed, lows, strict=True):
-            y += self._ops.linear(low, pair.b)
-            if pair.factor is not None:
-                y *= pair.factor
 
-
-def grouped(parts: Iterable[tuple[Placed | None, int]]) -> Rows:
-    """(adapter, rows) of each part of a step, in its order -> runs of rows with the same adapter."""
-    found: list[tuple[slice, Placed]] = []
+def grouped(parts: Iterable[tuple[Placed | None, int]]) -> Groups:
+    """(adapter, rows) of each part of a step, in its order."""
+    rows: list[list[int]] = []
+    found: list[Placed] = []
     at = 0
     for placed, count in parts:
-        if placed is not None and found and found[-1][1] is placed and found[-1][0].stop == at:
-            found[-1] = slice(found[-1][0].start, at + count), placed
+        if placed is not None and found and found[-1] is placed and rows[-1][1] == at:
+            rows[-1][1] = at + count
         elif placed is not None and count:
-            found.append((slice(at, at + count), placed))
+            rows.append([at, at + count])
+            found.append(placed)
         at += count
-    return found
+    return Groups(np.array(rows, np.int32).reshape(-1, 2), found)
 
 
 def _adapted(parameters: Parameters) -> Parameters:

@@ -12,7 +12,7 @@ Activations are float32. "Array" is the backend's own kind: numpy.ndarray or tor
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -62,6 +62,15 @@ def numpy_ring(sequences: int, kv_heads: int, size: int, head_dim: int, kv: str)
     return Ring(*(np.zeros(shape, {"f32": np.float32, "f16": np.float16}[kv]) for _ in "kv"))
 
 
+class Pair(NamedTuple):
+    """An adapter beside one weight: y becomes (y + (x A^T) B^T) * factor (Hu et al. 2021, eq. 3). a (rank, in); b (out,
+    rank), the scale multiplied in; factor (out,), what DoRA makes of the sum, or None: 1."""
+
+    a: Weight
+    b: Weight
+    factor: Array | None
+
+
 class Ops(Protocol):
     """One backend. `spans` is an int32 array (S', 4), one row per sequence present in this step:
     (sequence, first row in the flat batch, number of rows, position of the first row)."""
@@ -89,6 +98,12 @@ class Ops(Protocol):
     def linear(self, x: Array, *ws: Weight) -> Any:
         """x (T, in), each w (out_i, in) -> x @ w.T: one array (T, out) for one weight, a tuple for several.
         Several together, because a backend may prepare x once for all of them."""
+
+    def adapt(
+        self, x: Array, ys: tuple[Array, ...], rows: np.ndarray, pairs: tuple[tuple[Pair | None, ...], ...]
+    ) -> None:
+        """What `linear` made of x, (T, out_i) each, becomes what adapters make of it, in place: for each group of rows
+        [first, end), `rows` (groups, 2) int32 in ascending order, and each y its pair, or None for what stays."""
 
     def rms_norm(self, x: Array, w: Weight, eps: float) -> Array:
         """(T, n) -> x / sqrt(mean(x^2) + eps) * w   (Zhang & Sennrich 2019)."""

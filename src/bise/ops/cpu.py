@@ -12,7 +12,7 @@ import numpy as np
 from .. import _kernels
 from ..errors import FormatError
 from ..quant import QTensor, nbytes
-from . import Ring, numpy_ring
+from . import Pair, Ring, numpy_ring
 
 F32 = np.float32
 
@@ -74,6 +74,11 @@ class Cpu:
         ys = tuple(np.empty((len(x), w.rows), F32) for w in ws)
         self.verbs.linear(x, ws, ys)
         return ys if len(ys) > 1 else ys[0]
+
+    def adapt(
+        self, x: np.ndarray, ys: tuple[np.ndarray, ...], rows: np.ndarray, pairs: tuple[tuple[Pair | None, ...], ...]
+    ) -> None:
+        self.verbs.adapt(x, ys, rows, pairs)
 
     def rms_norm(self, x: np.ndarray, w: np.ndarray, eps: float) -> np.ndarray:
         out = np.empty_like(x)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from .. import machine, session
@@ -26,7 +27,7 @@ from ..request import Request, adapter_of, salted
 from ..sampler import Sampler, Sampling
 from ..scheduler import Scheduler
 from ..speech import Speech
-from .shelf import Shelf
+from .shelf import Reader, Shelf, Source
 from .wire import Ask, Inbox, News, frame, packed
 
 log = logging.getLogger("bise.server")
@@ -41,7 +42,7 @@ class Ticket:
     request: Request
     speech: Speech
     alternatives: int | None
-    born: float = field(default_factory=time.monotonic)
+    born: float  # when it came in
     started: float = 0.0  # when its prompt began to be read
     spoke: float = 0.0  # when its first token came
     said: int = 0
@@ -56,19 +57,59 @@ class Worker:
         self, model: Model, slots: int, reuse: int, send: Callable[[dict[str, Any]], None], shelf: Shelf | None = None,
     ) -> None:  # fmt: skip
         self.model, self.send, self.shelf = model, send, shelf or Shelf(model, 0)
+        self.reader = Reader(self.shelf.read)
+        self.parked: list[tuple[Source, dict[str, Any]]] = []  # messages that wait for an adapter to be read
         self.engine: Engine = model.engine(slots, reuse)
         self.scheduler = Scheduler(self.engine)
         self.tickets: dict[int, Ticket] = {}
         self._grammar = Grammar(model.tokenizer) if model.maybe_tokenizer else None
 
     def take(self, message: dict[str, Any]) -> None:
-        """Something came in."""
-        if "ask" in message:
-            self._ask(message["ask"], message["of"])
-        elif "cancel" in message and (ticket := self.tickets.get(message["cancel"])):
-            self._drop(ticket)
+        """Something came in. It waits where it is about an adapter that has to be read first, and only then."""
+        message.setdefault("came", time.monotonic())
+        if source := self._unread(message):
+            self.reader.start(source)
+            self.parked.append((source, message))
+        elif "ask" in message:
+            self._ask(message)
+        elif "cancel" in message:
+            self.parked = [(s, other) for s, other in self.parked if other.get("ask") != message["cancel"]]
+            if ticket := self.tickets.get(message["cancel"]):
+                self._drop(ticket)
         elif "call" in message:
             self._call(message["call"], message["what"], message["details"])
+
+    def settle(self) -> None:
+        """Adapters that have been read by now come in, between two steps, and what waited for them goes on."""
+        for source, future in self.reader.ended():
+            waiting = [message for s, message in self.parked if s == source]
+            self.parked = [(s, message) for s, message in self.parked if s != source]
+            try:
+                read = future.result()
+                if any(_adapts(message) for message in waiting) or self.shelf.paths.get(source.name) == source.path:
+                    self.shelf.put(source, read.placed, self._used())
+            except Exception as error:
+                for message in waiting:
+                    self._refuse(message, error)
+                continue
+            for message in waiting:
+                if _adapts(message):
+                    self.send({"answer": message["call"], "of": read.facts})
+                else:
+                    self.take(message)
+
+    def _unread(self, message: dict[str, Any]) -> Source | None:
+        """What has to be read before a message can be acted on."""
+        if _adapts(message):
+            return Source(**message["details"])
+        return self.shelf.unread((message.get("of") or message.get("details") or {}).get("adapter", ""))
+
+    def _refuse(self, message: dict[str, Any], error: Exception) -> None:
+        failure = _failure(error)
+        if "ask" in message:
+            self.send({"news": [[message["ask"], packed(failure)]]})
+        else:
+            self.send({"answer": message["call"], "error": failure.error, "busy": failure.status == 429})
 
     def step(self) -> None:
         """One step for everybody, and the news of it."""
@@ -84,15 +125,20 @@ class Worker:
         if told:
             self.send({"news": told})
 
-    def _ask(self, id: int, fields: dict[str, Any]) -> None:
+    def _ask(self, message: dict[str, Any]) -> None:
+        id = message["ask"]
         try:
-            ask = Ask(**fields)
+            ask = Ask(**message["of"])
             ticket = Ticket(
-                id, self._request(ask), Speech(self.model.maybe_tokenizer, ask.stop, ask.start), ask.alternatives
+                id,
+                self._request(ask),
+                Speech(self.model.maybe_tokenizer, ask.stop, ask.start),
+                ask.alternatives,
+                message["came"],
             )
             self.scheduler.submit(ticket.request, ask.client)
         except Exception as error:
-            self.send({"news": [[id, packed(_failure(error))]]})
+            self._refuse(message, error)
             return
         self.tickets[id] = ticket
 
@@ -109,7 +155,7 @@ class Worker:
         )  # fmt: skip
 
     def _adapter(self, name: str) -> Placed | None:
-        return self.shelf.take(name, self._used()) if name else None
+        return self.shelf.take(name) if name else None
 
     def _used(self) -> set[Placed]:
         """The adapters of all that wait or run."""
@@ -174,17 +220,13 @@ class Worker:
     def _call(self, id: int, what: str, details: dict[str, Any]) -> None:
         """Something asked of the engine itself, between two steps."""
         calls = {
-            "stats": self._stats, "save": self._save, "restore": self._restore, "adapt": self._adapt,
-            "unload": self._unload,
+            "stats": self._stats, "save": self._save, "restore": self._restore, "unload": self._unload,
         }  # fmt: skip
         try:
             answer = calls[what](**details)  # type: ignore[operator]
             self.send({"answer": id, "of": answer})
         except (BiseError, OSError) as error:
             self.send({"answer": id, "error": str(error), "busy": isinstance(error, BusyError)})
-
-    def _adapt(self, name: str, path: str) -> dict[str, Any]:
-        return self.shelf.add(name, path, self._used())
 
     def _unload(self, name: str) -> dict[str, Any]:
         self.shelf.remove(name)
@@ -213,7 +255,8 @@ class Worker:
     def _stats(self) -> dict[str, Any]:
         engine = self.engine
         return {
-            "running": len(engine.running), "waiting": self.scheduler.waiting, "slots": len(engine.history),
+            "running": len(engine.running), "waiting": self.scheduler.waiting + len(self.parked),
+            "slots": len(engine.history),
             "held": [len(h) for h in engine.history], "cache_bytes": engine.cache.nbytes,
             "reuse_bytes": engine.blocks.nbytes if engine.blocks else 0,
             "adapter_bytes": self.shelf.nbytes(self._used()), "worker_resident_bytes": machine.resident(),
@@ -243,7 +286,9 @@ def main() -> None:
     def send(message: dict[str, Any]) -> None:
         line.sendall(frame(message))
 
-    first = next(iter(_receive(line, inbox, True)))
+    while not (came := _receive(line, inbox, [line])):
+        pass
+    first = came[0]
     try:
         try:
             model = load(**first["load"], progress=lambda done, all: send({"loading": [done, all]}))
@@ -255,8 +300,9 @@ def main() -> None:
             return
         send({"ready": worker._stats(), "adapters": told})
         while True:
-            for message in _receive(line, inbox, not worker.tickets):
+            for message in _receive(line, inbox, [] if worker.tickets else [line, worker.reader.bell]):
                 worker.take(message)
+            worker.settle()
             if worker.tickets:
                 worker.step()
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -275,12 +321,18 @@ def _shelved(shelf: Shelf, paths: dict[str, str]) -> dict[str, Any]:
     return told
 
 
-def _receive(line: socket.socket, inbox: Inbox, wait: bool) -> list[dict[str, Any]]:
-    """What has come in; wait: until something does. EOFError at the end."""
+def _adapts(message: dict[str, Any]) -> bool:
+    return message.get("what") == "adapt"
+
+
+def _receive(line: socket.socket, inbox: Inbox, until: list[socket.socket]) -> list[dict[str, Any]]:
+    """What has come in. until: where there is any, wait for one that has something. EOFError at the end."""
+    if until:
+        select.select(until, [], [])
     messages: list[dict[str, Any]] = []
+    line.setblocking(False)
     try:
         while True:
-            line.setblocking(wait and not messages)
             if not (data := line.recv(1 << 20)):
                 raise EOFError
             messages += inbox.push(data)
