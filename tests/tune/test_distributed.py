@@ -25,6 +25,7 @@ def train(folder: Path, ranks: Ranks, kind: str) -> None:
     settings = Settings(**{**QUICK, "steps": STEPS, "micro": 64})
     student = fresh() if kind == "full" else adapted()
     Training(student, lambda epoch: sentences(), settings, Run(folder), held_out=sentences(6, 1000), ranks=ranks).run()
+    student.together()
     weights = b"".join(array.tobytes() for array in student.state().values())
     ranks.agree("the weights at the end", weights)
 
@@ -114,10 +115,11 @@ def test_ranks_with_other_data_are_refused() -> None:
 def test_alone_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with joined() as ranks:
-        assert (ranks.first, ranks.share([1, 2, 3])) == (True, [1, 2, 3])
+        assert (ranks.first, ranks.share([1, 2, 3])) == (True, [(1, 1.0), (2, 1.0), (3, 1.0)])
         assert ranks.total([0.5]) == ranks.told([0.5]) == [0.5]
         ranks.agree("anything", b"")
-    assert [Ranks(rank, 2).share("abcde") for rank in (0, 1)] == [["a", "c", "e"], ["b", "d"]]
+    assert Ranks(0, 2).share("abcde") == [("a", 1.0), ("c", 1.0), ("e", 1.0)]
+    assert Ranks(1, 2).share("abcde") == [("b", 1.0), ("d", 1.0), ("e", 0.0)]  # as many, the last for nothing
 
 
 def test_a_broken_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

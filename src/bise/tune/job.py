@@ -275,8 +275,11 @@ class _Teaching:
         except BrokenError as error:
             self._result(facts, training.at, str(error))
             raise
-        if at.ended and self.ranks.first:
-            self._hand_over(student, weights, settings, shown, at, facts)
+        if at.ended:
+            del training  # and with it gradients and averages: what follows wants memory as well
+            student.together()
+            if self.ranks.first:
+                self._hand_over(student, weights, settings, shown, at, facts)
         return self._result(facts, at)
 
     def _objective(self, student: Student, weights: Weights, rows: data.Dataset) -> Objective:

@@ -25,6 +25,8 @@ from ..ops.torch.memory import give_back_large_arrays
 from ..ops.torch.weights import BLOCK, Adapted
 from ..tokenizer import Tokenizer
 from ..weights import Layer, Parameters, Progress, Weights, expected_shapes
+from .distributed import Ranks
+from .keepers import Keepers, changed, changed_layer, changed_weight
 from .sample import Sample
 
 TARGETS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -46,6 +48,7 @@ class Student:
     parameters     what the forward pass multiplies by
     trained        name -> leaf tensor, in a fixed order: "blk.0.attn_q.a", ".b", ".magnitude" of an adapter, or
                    "blk.0.attn_q" where the weight itself is trained
+    kept           those of them that are this rank's to keep: alone, all
     tokenizer      None where the model has none
     checkpointing  layers are computed again on the way back instead of being remembered (Chen et al. 2016)
     noise          NEFTune's alpha (Jain et al. 2023): uniform noise on the embeddings wherever gradients are wanted
@@ -57,6 +60,7 @@ class Student:
     ) -> None:  # fmt: skip
         self.ops, self.config, self.parameters, self.trained = ops, config, parameters, dict(trained)
         self.tokenizer, self.weights, self.alpha = tokenizer, weights, alpha
+        self._keepers: Keepers | None = None
         self._checkpointing = False
         self.noise = 0.0
         self._chance = torch.Generator(ops.device).manual_seed(seed)
@@ -117,6 +121,34 @@ class Student:
         return cls(ops, config, parameters, _free(parameters), tokenizer, seed=seed)
 
     @property
+    def chance(self) -> Tensor:
+        """The state of what noise is drawn from, (n,) uint8, copied."""
+        return self._chance.get_state()
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.trained.items() if not tensor.is_meta}
+
+    def share(self, ranks: Ranks) -> None:
+        """From now on each trained tensor is kept by one rank alone. All have to compute the same graph at a time, of
+        rows of their own; the gradient of what a rank keeps is the sum over all."""
+        if ranks.size > 1:
+            keepers = self._keepers = Keepers(self.trained, ranks)
+            self._put(keepers.trained)
+
+    def together(self) -> None:
+        """Every rank has everything again."""
+        if self._keepers:
+            with torch.no_grad():
+                self._put({name: self._keepers.whole(t).requires_grad_() for name, t in self.trained.items()})
+            self._keepers = None
+
+    def _put(self, trained: Mapping[str, Tensor]) -> None:
+        new = {self.trained[name]: tensor for name, tensor in trained.items()}
+        self.parameters = changed(self.parameters, lambda t: new.get(t, t))
+        self.trained = dict(trained)
+
+    @property
     def checkpointing(self) -> bool:
         return self._checkpointing
 
@@ -136,8 +168,8 @@ class Student:
         flat = whole(self.ops, self.config, [len(sample) - 1 for sample in samples])
         wanted = np.flatnonzero(np.concatenate([sample.learnt[1:] for sample in samples]))
         batch = Packed(flat.spans, flat.cos, flat.sin, flat.ring, flat.window, self.ops.array(wanted))
-        x = states(self.ops, self.config, self.parameters, tokens, batch, run=self._run)
-        return self.ops.logprobs(x, self.parameters.output, targets)
+        x = states(self.ops, self.config, self._ends(), tokens, batch, run=self._run)
+        return self.ops.logprobs(x, changed_weight(self.parameters.output, self._here), targets)
 
     def loss(self, samples: Sequence[Sample]) -> Tensor:
         """The SUM of -log p over learnt tokens: the caller divides by the tokens of the whole step."""
@@ -157,9 +189,8 @@ class Student:
         return Adapter(deltas, self.alpha, self.weights.fingerprint if self.weights else "", name)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything that changes while it learns, copied: the trained tensors by name, and "chance"."""
-        chance = self._chance.get_state().numpy().copy()
-        return {name: self._numpy(t) for name, t in self.trained.items()} | {"chance": chance}
+        """Everything that changes while it learns, copied: the trained tensors that are kept here, and "chance"."""
+        return {name: self._numpy(t) for name, t in self.kept.items()} | {"chance": self.chance.numpy()}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Put back what `state` gave. RequestError if it belongs to a student of another shape."""
@@ -173,7 +204,7 @@ class Student:
                 f"{shapes.get(name)} here: resume with the same rank, method and targets"
             )
         with torch.no_grad():
-            for name, t in self.trained.items():
+            for name, t in self.kept.items():
                 t.copy_(torch.from_numpy(np.array(state[name])))
         if "chance" in state:
             self._chance.set_state(torch.from_numpy(np.array(state["chance"])))
@@ -193,9 +224,26 @@ class Student:
         *before, w, x, batch, layer = its
         if layer == 0 and self.noise and torch.is_grad_enabled():
             x = x + self._noise(x, batch.spans)
+
+        def whole(w: Layer, x: Array) -> Array:
+            return block(*before, changed_layer(w, self._here), x, batch, layer)
+
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *before, w, x, batch, layer, use_reentrant=False, preserve_rng_state=False)
-        return block(*before, w, x, batch, layer)
+            return checkpoint(whole, w, x, use_reentrant=False, preserve_rng_state=False)
+        return whole(w, x)
+
+    def _ends(self) -> Parameters:
+        """The parameters with what lies before and after the blocks here; they come and go with it."""
+        p = self.parameters
+        return replace(p, token_embd=changed_weight(p.token_embd, self._here), output_norm=self._here(p.output_norm))
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        """What another rank keeps, to compute with."""
+        return self._keepers.whole(tensor) if self._keepers else tensor
+
+    def stir(self, *seeds: int) -> None:
+        """What noise is drawn from begins anew."""
+        self._chance.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
 
     def _noise(self, x: Tensor, spans: np.ndarray) -> Tensor:
         """Uniform in +-alpha / sqrt(L * dim), L the tokens of each sequence."""

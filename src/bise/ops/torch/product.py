@@ -7,7 +7,7 @@ at no time is there more of it than a strip.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -94,6 +94,17 @@ def _leaves(w: Any) -> list[Tensor]:
     return [w] if isinstance(w, Tensor) else []
 
 
+def _again(w: Any) -> Callable[[Iterator[Tensor]], Any]:
+    """How to put a weight together again from its leaves. They are remembered as the graph remembers tensors, and no
+    other way, so that inside a checkpoint they may go and come."""
+    if isinstance(w, Tensor):
+        return next
+    if isinstance(w, Adapted):
+        base, scale, dora = w.base, w.scale, w.magnitude is not None
+        return lambda leaves: Adapted(base, next(leaves), next(leaves), scale, next(leaves) if dora else None)
+    return lambda leaves: w
+
+
 def _forward(strips: Strips, x: Tensor, w: Any) -> tuple[Tensor, list[Tensor]]:
     """-> y, and what the way back wants besides: for an adapter A x, for DoRA also the rows' lengths, and y."""
     if not isinstance(w, Adapted):
@@ -116,7 +127,8 @@ class _Linear(torch.autograd.Function):
             ys.append(y)
             kept += more
         ctx.save_for_backward(*rest, *kept)
-        ctx.strips, ctx.ws, ctx.recipe, ctx.rest = strips, ws, (recipe.make, len(recipe.of)), len(rest)
+        ctx.strips, ctx.recipe, ctx.rest = strips, (recipe.make, len(recipe.of)), len(rest)
+        ctx.ws = [_again(w) for w in ws]
         return tuple(ys)
 
     @staticmethod
@@ -125,9 +137,11 @@ class _Linear(torch.autograd.Function):
         make, sources = ctx.recipe
         saved = ctx.saved_tensors  # to be asked for once only: a checkpoint computes them when it is
         x, wanted, mores = make(*saved[:sources]), ctx.needs_input_grad[3], iter(saved[ctx.rest :])
+        leaves = iter(saved[sources : ctx.rest])
         dx: Tensor | None = None
         grads: list[Tensor | None] = []
-        for w, dy in zip(ctx.ws, dys, strict=True):
+        for again, dy in zip(ctx.ws, dys, strict=True):
+            w = again(leaves)
             if isinstance(w, Adapted):
                 dx, found = _adapted_back(ctx.strips, w, x, mores, dy, dx, wanted)
                 grads += found
