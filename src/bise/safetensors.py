@@ -285,7 +285,7 @@ def save(
     read: Callable[[str], np.ndarray] | None = None,
 ) -> None:  # fmt: skip
     """Arrays of any kind in SAVED, whole or not at all: what a program keeps for itself. `load` gives them back.
-    read: asked for each by its name, in order, when it is written; `arrays` are then but of the same shapes and types."""
+    read: gives each by its name, in order, when it is written; `arrays` then say no more than shapes and types."""
     kinds = {dtype: name for name, dtype in SAVED.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0

@@ -4,7 +4,7 @@ so that the losses are those of one process.
     torchrun --nproc-per-node 2 -m bise tune MODEL DATA
 
 All ranks go through the same data in the same order and so know every step whole; what passes between them are
-tensors, in an order that all keep to, and a few numbers. Nothing is ever sent as Python objects: those would be pickles.
+tensors, in an order that all keep to, and a few numbers. Never Python objects: those would be pickles.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ class Training:
         self._saved = self._learning = time.monotonic()
 
     def run(self) -> Standing:
-        """To the end, or to what ends it; stopped on somebody's wish, `at.ended` is "". Each rank's student is left with
-        what it keeps. BrokenError where the loss has become no number, or explodes."""
+        """To the end, or to what ends it; stopped on somebody's wish, `at.ended` is "". Each rank's student is left
+        with what it keeps. BrokenError where the loss has become no number, or explodes."""
         try:
             if not self.at.ended:
                 self._go()

@@ -104,8 +104,9 @@ class Optimiser:
     def clip(self, most: float | None, ranks: Ranks = ALONE) -> float:
         """Scale all gradients so that their norm, those of other ranks among them, is at most `most` -> the norm before
         (Pascanu et al. 2013)."""
-        squares = sum(float(torch.linalg.vector_norm(g)) ** 2 for g in self.gradients)
-        norm = math.sqrt(ranks.total([squares])[0])
+        each = [float(torch.linalg.vector_norm(t.grad)) for part in self.parts.values() for t in part.flat.tensors.values()]
+        everywhere = np.frombuffer(b"".join(ranks.listed(np.array(each).tobytes())))
+        norm = math.sqrt(math.fsum(everywhere**2))  # of tensors, rounded once: the same bits whoever keeps which
         if most is not None and norm > most:
             for gradient in self.gradients:
                 gradient.mul_(most / norm)
