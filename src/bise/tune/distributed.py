@@ -23,17 +23,18 @@ from torch import Tensor
 
 from ..errors import BiseError, RequestError
 
-PATIENCE = timedelta(minutes=15)  # how long a rank waits for the others: a step, or rank 0's checkpoint and evaluation
+PATIENCE = timedelta(minutes=30)  # how long a rank waits for the others: a step, or rank 0's checkpoint and evaluation
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process and how many there are. Alone, nothing is sent."""
+    """This process and how many there are, how many of them on this machine. Alone, nothing is sent."""
 
     rank: int = 0
     size: int = 1
+    here: int = 1
 
     @property
     def first(self) -> bool:
@@ -127,7 +128,7 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise RequestError(f"WORLD_SIZE is {size}, but {', '.join(missing)} not set: start with torchrun")
-    ranks = Ranks(int(os.environ["RANK"]), size)
+    ranks = Ranks(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     with _one_line(ranks):
         dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=PATIENCE)
     try:

@@ -215,23 +215,25 @@ class _Teaching:
             "kind": KIND, "begun": machine.now(), "asked": job.facts(), "settings": settings.facts(), "identity": now,
             "machine": card.machine(job.device), "chat": chat.name if chat else None, "data": rows.report.card(),
             "memory": planned.facts() if planned else None, "weights": weights.config.parameters,
-            "trained": sum(t.numel() for t in student.trained.values()),
+            "trained": sum(t.numel() for t in student.trained.values()), "processes": self.ranks.size,
         }  # fmt: skip
         self._write(facts)
         return self._train(student, weights, rows, settings, facts)
 
     def _planned(self, weights: Weights, rows: data.Dataset) -> tuple[Settings, memory.Plan]:
-        """Micro-batch and checkpointing as the memory allows. RequestError, with the numbers, where nothing fits."""
-        job, settings = self.job, self.job.settled(weights.config, len(rows.train))
-        limit = job.memory or (memory.free() if job.device == "cpu" else None)
-        subject = memory.Subject.of(weights, job.method, job.rank, job.targets, job.base, settings.bits)
+        """Micro-batch and checkpointing as rank 0's memory allows. RequestError, with the numbers, where nothing
+        fits."""
+        job, settings, ranks = self.job, self.job.settled(weights.config, len(rows.train)), self.ranks
+        limit = job.memory or (memory.free(ranks.here) if job.device == "cpu" else None)
+        subject = memory.Subject.of(weights, job.method, job.rank, job.targets, job.base, settings.bits, ranks.size)
         batch, mean = Batch.read(settings.batch), rows.report.tokens / len(rows.train)
         step = round(batch.size * (1 if batch.unit == "tokens" else 1.5 * mean))  # of rows, the longest steps too
         found = memory.plan(
             subject, list(rows.train), step, limit, micro=job.settings.get("micro"),
             checkpointing=job.settings.get("checkpointing"),
         )  # fmt: skip
-        return replace(settings, micro=found.micro, checkpointing=found.checkpointing), found
+        micro, checkpointing = ranks.told([found.micro, found.checkpointing])
+        return replace(settings, micro=int(micro), checkpointing=bool(checkpointing)), found
 
     def _student(self, weights: Weights, settings: Settings) -> Student:
         job = self.job

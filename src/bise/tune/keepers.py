@@ -2,90 +2,120 @@
 only while they compute with it.
 
 The third stage of ZeRO (Rajbhandari et al. 2020, section 5.3), cut between tensors and not through them: each is whole
-where it is kept, so that an optimiser treats it as it would alone. `whole` is a step of the graph: forward it brings a
-tensor from its keeper, backward it brings the sum of its gradients back. Inside a checkpoint it is taken again on the
-way back, and so no more than a layer is there at a time; without one, a micro-batch holds on to all of them.
+where it is kept, so that an optimiser treats it as it would alone. `here` is a step of the graph: forward it brings
+tensors from their keepers, backward it brings the sums of their gradients back. Inside a checkpoint they are taken
+again on the way back, and so no more than a layer's are there at a time; without one, a micro-batch holds on to all.
 
 All ranks have to come by in the same order: they compute the same graph, of other rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..ops.torch.weights import Adapted
-from ..weights import Layer, Parameters
 from .distributed import Ranks
 
 
 def dealt(sizes: Mapping[str, int], ranks: int) -> dict[str, int]:
     """name -> its keeper: the largest first, each to whom has least so far. A matrix is the smallest piece, so the
     shares of many ranks differ by up to one."""
-    held, keeper = [0] * ranks, {}
+    load, keeper = [0] * ranks, {}
     for name in sorted(sizes, key=lambda name: -sizes[name]):
-        keeper[name] = held.index(min(held))
-        held[keeper[name]] += sizes[name]
+        keeper[name] = load.index(min(load))
+        load[keeper[name]] += sizes[name]
     return {name: keeper[name] for name in sizes}
 
 
+def held(sizes: Mapping[str, int], ranks: int) -> list[int]:
+    """What each rank keeps then."""
+    load = [0] * ranks
+    for name, rank in dealt(sizes, ranks).items():
+        load[rank] += sizes[name]
+    return load
+
+
 class Keepers:
-    """keeper: name -> rank; trained: name -> leaf, on the meta device (a shape without numbers) where another rank
-    keeps it; change: what to put into the weights, in place of what was trained there before."""
+    """trained: name -> leaf; on the meta device, a shape without numbers, where another rank keeps it."""
 
     def __init__(self, trained: Mapping[str, Tensor], ranks: Ranks) -> None:
-        self.ranks = ranks
-        self.keeper = dealt({name: t.numel() for name, t in trained.items()}, ranks.size)
+        self.ranks, self.device = ranks, next(iter(trained.values())).device
         self.trained, self._of = dict[str, Tensor](), dict[Tensor, int]()
-        for name, tensor in trained.items():
-            mine = self.keeper[name] == ranks.rank
-            leaf = tensor if mine else torch.empty_like(tensor, device="meta").requires_grad_()
-            self.trained[name], self._of[leaf] = leaf, self.keeper[name]
-        self._device = next(iter(trained.values())).device
+        for name, keeper in dealt({name: t.numel() for name, t in trained.items()}, ranks.size).items():
+            tensor = trained[name]
+            leaf = tensor if keeper == ranks.rank else torch.empty_like(tensor, device="meta").requires_grad_()
+            self.trained[name], self._of[leaf] = leaf, keeper
 
-    def whole(self, tensor: Tensor) -> Tensor:
-        """A trained tensor as all compute with it; any other as it is."""
-        if tensor not in self._of:
-            return tensor
-        found: Tensor = _Whole.apply(tensor, self._of[tensor], self.ranks, self._device)  # type: ignore[no-untyped-call]
-        return found
+    def here(self, *weights: Any) -> list[Any]:
+        """Weights of any kind, with what is trained in them as all compute with it."""
+        kept = list(dict.fromkeys(tensor for w in weights for tensor in _tensors(w) if tensor in self._of))
+        if not kept:
+            return list(weights)
+        keeper = [self._of[tensor] for tensor in kept]
+        found = dict(zip(kept, _Here.apply(self.ranks, keeper, self.device, *kept), strict=True))  # type: ignore[no-untyped-call]
+        return [changed(w, lambda tensor: found.get(tensor, tensor)) for w in weights]
 
 
-class _Whole(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, kept: Tensor, keeper: int, ranks: Ranks, device: torch.device) -> Tensor:
-        ctx.keeper, ctx.ranks = keeper, ranks
-        tensor = torch.empty(kept.shape, device=device) if kept.is_meta else kept.detach()
-        ranks.spread(tensor, keeper)
-        return tensor
+class _Here(torch.autograd.Function):
+    """All that one rank keeps goes in one piece."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = gradient.contiguous()  # it was made for this tensor alone, and may be added to in place
-        ctx.ranks.reduce(gradient, ctx.keeper)
-        return gradient if ctx.keeper == ctx.ranks.rank else None, None, None, None
+    def forward(ctx: Any, ranks: Ranks, keeper: list[int], device: torch.device, *kept: Tensor) -> tuple[Tensor, ...]:
+        ctx.ranks, ctx.keeper = ranks, keeper
+        found = [tensor.detach() for tensor in kept]
+        for rank, places in _by(keeper):
+            theirs = [found[i] for i in places]
+            piece = _joined(theirs) if rank == ranks.rank else torch.empty(sum(map(torch.numel, theirs)), device=device)
+            ranks.spread(piece, rank)
+            if rank != ranks.rank:
+                _part(piece, places, found)
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        found: list[Any] = [None] * len(gradients)
+        for rank, places in _by(ctx.keeper):
+            piece = _joined([gradients[i] for i in places])
+            ctx.ranks.reduce(piece, rank)
+            if rank == ctx.ranks.rank:
+                for i in places:
+                    found[i] = gradients[i]
+                _part(piece, places, found)
+        return None, None, None, *found
 
 
-def changed(parameters: Parameters, change: Callable[[Tensor], Tensor]) -> Parameters:
-    """The same model with other tensors, those of its adapters included."""
-    return Parameters(
-        changed_weight(parameters.token_embd, change),
-        [changed_layer(w, change) for w in parameters.blk],
-        changed_weight(parameters.output_norm, change),
-        changed_weight(parameters.output, change),
-    )
+def _by(keeper: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    """(rank, the places of what it keeps), in turn."""
+    for rank in sorted(set(keeper)):
+        yield rank, [i for i, other in enumerate(keeper) if other == rank]
 
 
-def changed_layer(w: Layer, change: Callable[[Tensor], Tensor]) -> Layer:
-    return Layer(**{field.name: changed_weight(getattr(w, field.name), change) for field in fields(Layer)})
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def changed_weight(w: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def _part(piece: Tensor, places: Sequence[int], found: list[Any]) -> None:
+    """Put the parts of a piece where tensors of their shapes stand."""
+    parts = torch.split(piece, [found[i].numel() for i in places])
+    for i, part in zip(places, parts, strict=True):
+        found[i] = part.view(found[i].shape)
+
+
+def changed(w: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A weight with other tensors in it."""
     if isinstance(w, Adapted):
         magnitude = None if w.magnitude is None else change(w.magnitude)
         return replace(w, a=change(w.a), b=change(w.b), magnitude=magnitude)
     return change(w) if isinstance(w, Tensor) else w
+
+
+def _tensors(w: Any) -> Iterator[Tensor]:
+    if isinstance(w, Adapted):
+        yield from (tensor for tensor in (w.a, w.b, w.magnitude) if tensor is not None)
+    elif isinstance(w, Tensor):
+        yield w

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import torch
@@ -104,9 +105,10 @@ class Optimiser:
     def clip(self, most: float | None, ranks: Ranks = ALONE) -> float:
         """Scale all gradients so that their norm, those of other ranks among them, is at most `most` -> the norm before
         (Pascanu et al. 2013)."""
-        each = [float(torch.linalg.vector_norm(t.grad)) for part in self.parts.values() for t in part.flat.tensors.values()]
-        everywhere = np.frombuffer(b"".join(ranks.listed(np.array(each).tobytes())))
-        norm = math.sqrt(math.fsum(everywhere**2))  # of tensors, rounded once: the same bits whoever keeps which
+        tensors = [tensor for part in self.parts.values() for tensor in part.flat.tensors.values()]
+        norms = np.array([float(torch.linalg.vector_norm(cast(Tensor, tensor.grad))) for tensor in tensors])
+        everywhere = np.frombuffer(b"".join(ranks.listed(norms.tobytes())))
+        norm = math.sqrt(math.fsum(everywhere**2))  # rounded once: the same bits whoever keeps which
         if most is not None and norm > most:
             for gradient in self.gradients:
                 gradient.mul_(most / norm)

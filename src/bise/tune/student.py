@@ -26,7 +26,7 @@ from ..ops.torch.weights import BLOCK, Adapted
 from ..tokenizer import Tokenizer
 from ..weights import Layer, Parameters, Progress, Weights, expected_shapes
 from .distributed import Ranks
-from .keepers import Keepers, changed, changed_layer, changed_weight
+from .keepers import Keepers, changed
 from .sample import Sample
 
 TARGETS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -140,12 +140,13 @@ class Student:
         """Every rank has everything again."""
         if self._keepers:
             with torch.no_grad():
-                self._put({name: self._keepers.whole(t).requires_grad_() for name, t in self.trained.items()})
+                found = [self._keepers.here(tensor)[0].requires_grad_() for tensor in self.trained.values()]
+            self._put(dict(zip(self.trained, found, strict=True)))
             self._keepers = None
 
     def _put(self, trained: Mapping[str, Tensor]) -> None:
         new = {self.trained[name]: tensor for name, tensor in trained.items()}
-        self.parameters = changed(self.parameters, lambda t: new.get(t, t))
+        self.parameters = _each(self.parameters, lambda w: changed(w, lambda tensor: new.get(tensor, tensor)))
         self.trained = dict(trained)
 
     @property
@@ -169,7 +170,8 @@ class Student:
         wanted = np.flatnonzero(np.concatenate([sample.learnt[1:] for sample in samples]))
         batch = Packed(flat.spans, flat.cos, flat.sin, flat.ring, flat.window, self.ops.array(wanted))
         x = states(self.ops, self.config, self._ends(), tokens, batch, run=self._run)
-        return self.ops.logprobs(x, changed_weight(self.parameters.output, self._here), targets)
+        (output,) = self._here(self.parameters.output)
+        return self.ops.logprobs(x, output, targets)
 
     def loss(self, samples: Sequence[Sample]) -> Tensor:
         """The SUM of -log p over learnt tokens: the caller divides by the tokens of the whole step."""
@@ -213,8 +215,7 @@ class Student:
     def reference(self) -> Iterator[None]:
         """The adapter is switched off inside: what the model was before it learnt, for no memory at all."""
         learning = self.parameters
-        layers = [replace(w, **{f.name: _bare(getattr(w, f.name)) for f in fields(Layer)}) for w in learning.blk]
-        self.parameters = replace(learning, blk=layers, output=_bare(learning.output))
+        self.parameters = _each(learning, lambda w: w.base if isinstance(w, Adapted) else w)
         try:
             yield
         finally:
@@ -226,7 +227,7 @@ class Student:
             x = x + self._noise(x, batch.spans)
 
         def whole(w: Layer, x: Array) -> Array:
-            return block(*before, changed_layer(w, self._here), x, batch, layer)
+            return block(*before, Layer(*self._here(*vars(w).values())), x, batch, layer)
 
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(whole, w, x, use_reentrant=False, preserve_rng_state=False)
@@ -234,12 +235,12 @@ class Student:
 
     def _ends(self) -> Parameters:
         """The parameters with what lies before and after the blocks here; they come and go with it."""
-        p = self.parameters
-        return replace(p, token_embd=changed_weight(p.token_embd, self._here), output_norm=self._here(p.output_norm))
+        table, norm = self._here(self.parameters.token_embd, self.parameters.output_norm)
+        return replace(self.parameters, token_embd=table, output_norm=norm)
 
-    def _here(self, tensor: Tensor) -> Tensor:
-        """What another rank keeps, to compute with."""
-        return self._keepers.whole(tensor) if self._keepers else tensor
+    def _here(self, *weights: Any) -> Sequence[Any]:
+        """What other ranks keep of them as well, to compute with."""
+        return self._keepers.here(*weights) if self._keepers else weights
 
     def stir(self, *seeds: int) -> None:
         """What noise is drawn from begins anew."""
@@ -284,8 +285,10 @@ def _matrices(parameters: Parameters) -> Iterator[tuple[str, Any]]:
     yield "output", parameters.output
 
 
-def _bare(weight: Any) -> Any:
-    return weight.base if isinstance(weight, Adapted) else weight
+def _each(p: Parameters, change: Callable[[Any], Any]) -> Parameters:
+    """The model with every weight changed."""
+    layers = [Layer(*map(change, vars(w).values())) for w in p.blk]
+    return Parameters(change(p.token_embd), layers, change(p.output_norm), change(p.output))
 
 
 def _adapt(
