@@ -19,10 +19,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from bise.api import BUILT_IN  # noqa: E402
 from bise.config import Config  # noqa: E402
 from bise.errors import BiseError, RequestError  # noqa: E402
-from bise.tune import distributed, memory  # noqa: E402
+from bise.tune import distributed, job, memory  # noqa: E402
 from bise.tune.distributed import Ranks, joined  # noqa: E402
+from bise.tune.job import Job, resume, start  # noqa: E402
 from bise.tune.keepers import dealt, held  # noqa: E402
 from bise.tune.loop import Training, sft  # noqa: E402
 from bise.tune.run import Run  # noqa: E402
@@ -276,6 +278,28 @@ def test_nobody_waits_for_ever(tmp_path: Path) -> None:
     for done in pair("hang", tmp_path):
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1 and "lost the others" in done.stderr
+
+
+def test_the_command_under_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line on stdout, and on stderr what rank 0 has to say; the losses are those of one process, which can go on
+    with the run, with as many threads as it likes."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"text": f"Cat {i} sat on mat {i} and saw {i % 7} dogs."}) for i in range(40)))
+    words = ["--method", "full", "--steps", "3", "--batch", "6", "--rate", "1e-3", "--samples", "0"]
+    run = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
+    done = subprocess.run(
+        [sys.executable, *run, "-m", "bise", "tune", str(rows), *words, "--out", str(tmp_path / "two")],
+        env=environment(), capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path}/two/model.gguf\n"
+    told = [line.split()[0] for line in done.stderr.splitlines()]
+    assert told[-3:] == ["rate", "memory", "finished"] and len(told) == len(set(told)) <= 5
+    asked = {"steps": 3, "batch": "6", "rate": 1e-3, "samples": 0}
+    start(Job(str(BUILT_IN), (str(rows),), method="full", threads=1, settings=asked), tmp_path / "one")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+    monkeypatch.setattr(job, "_threads", lambda: 99)
+    assert resume(tmp_path / "two")["processes"] == 2
 
 
 @pytest.mark.slow
