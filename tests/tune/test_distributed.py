@@ -38,7 +38,7 @@ from tune.pupil import QUICK, adapted, fresh, sentences  # noqa: E402
 PAIRS: dict[str, Any] = {**QUICK, "batch": "2", "micro": 1, "clip": 0.5}
 KINDS: dict[str, dict[str, Any]] = {
     "full": {}, "full, again": {"checkpointing": True}, "8 bits": {"bits": 8}, "muon": {"matrix_rate": 0.02},
-    "lora": {}, "lora, again": {"checkpointing": True},
+    "dora, again": {"checkpointing": True},
 }  # fmt: skip
 STOP = 5  # the step before which a run is stopped
 
@@ -48,7 +48,7 @@ def training(folder: Path, ranks: Ranks, kind: str = "full", **more: Any) -> Tra
     folder.mkdir(parents=True, exist_ok=True)
     beside = {name: more.pop(name) for name in ("wanted", "objective") if name in more}
     settings = Settings(**{**PAIRS, **KINDS[kind], **more})
-    student = adapted("dora") if kind.startswith("lora") else fresh()
+    student = adapted("dora") if kind.startswith("dora") else fresh()
     return Training(
         student, lambda epoch: sentences(), settings, Run(folder), held_out=sentences(5, 1000), ranks=ranks, **beside
     )
@@ -99,7 +99,15 @@ def go_on(ranks: Ranks, folder: Path) -> dict[str, Any]:
             ranks.agree("data", facts)
         except RequestError as error:
             told.append(str(error))
-    return {"weights": finished(folder / "stopped", ranks), "told": told, "off": beside_ddp(ranks)}
+    ends = []
+    for name, how in (
+        ("early", {"rate": 3.0, "eval_every": 1, "patience": 2}),
+        ("time", {"steps": None, "budget": 2.0}),
+    ):
+        at = training(folder / name, ranks, **how).run()
+        ends.append([at.ended, at.step])
+    weights = finished(folder / "stopped", ranks)
+    return {"weights": weights, "told": told, "off": beside_ddp(ranks), "ends": ends}
 
 
 def beside_ddp(ranks: Ranks) -> float:
@@ -249,8 +257,8 @@ def test_each_keeps_half(learnt: tuple[Path, list[dict[str, Any]]]) -> None:
 
 
 def test_two_then_one_then_two(learnt: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
-    """A checkpoint is whole: any number of processes goes on from it, and nothing tells in the end. And a gradient is
-    that of PyTorch's DistributedDataParallel; and ranks with other data are refused."""
+    """A checkpoint is whole: any number of processes goes on from it, and nothing tells in the end. Besides: all end at
+    the same step, a gradient is that of PyTorch's DistributedDataParallel, ranks with other data are refused."""
     folder, _ = learnt
     assert len(losses(folder / "stopped")) == STOP
     stopped(folder / "stopped", Ranks(), 2 * STOP - 1)
@@ -258,8 +266,11 @@ def test_two_then_one_then_two(learnt: tuple[Path, list[dict[str, Any]]], tmp_pa
     straight = finished(tmp_path, Ranks())
     assert [one["weights"] for one in found] == [straight] * 2
     assert losses(folder / "stopped") == losses(tmp_path)
+    (early, steps), (late, more) = found[0]["ends"]
+    assert early == "early stop" and steps < QUICK["steps"] and late in ("finished", "time") and more > 0
     for one in found:
         assert one["off"] < 1e-5
+        assert one["ends"] == found[0]["ends"]  # they decide alike, whatever each one's clock says
         assert one["told"] == [
             "data: 1 of 2 ranks have another than rank 0: start all with the same arguments on the same files"
         ]
