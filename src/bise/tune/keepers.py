@@ -96,7 +96,9 @@ def _by(keeper: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
+    """End to end; one alone, which may be the whole embedding, is not copied."""
+    flat = [tensor.flatten() for tensor in tensors]
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
 def _part(piece: Tensor, places: Sequence[int], found: list[Any]) -> None:

@@ -235,7 +235,7 @@ class Student:
 
     def _ends(self) -> Parameters:
         """The parameters with what lies before and after the blocks here; they come and go with it."""
-        table, norm = self._here(self.parameters.token_embd, self.parameters.output_norm)
+        (table,), (norm,) = self._here(self.parameters.token_embd), self._here(self.parameters.output_norm)
         return replace(self.parameters, token_embd=table, output_norm=norm)
 
     def _here(self, *weights: Any) -> Sequence[Any]:
