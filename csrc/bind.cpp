@@ -67,9 +67,20 @@ class Verbs {
         auto w = std::make_unique<Matrix>(sized(type, rows, cols));
         data->shape({w->panels * w->panel_bytes()});
         require(reinterpret_cast<uintptr_t>(data->as<void>()) % 64 == 0, "panels must be aligned to 64 bytes");
-        const uint8_t* begin = data->as<uint8_t>();
-        const size_t size = static_cast<size_t>(data->size(0));
-        w->data = Buffer(begin, size, [](void* held) { delete static_cast<Array*>(held); }, data.release());
+        w->data = view(std::move(data));
+        return w.release();
+    }
+
+    // Rows as the file has them, which the matrix keeps alive, of a quantised type.
+    Matrix* keep(const std::string& name, nb::handle bytes, i64 rows, i64 cols) const {
+        const Type type = type_of(name);
+        auto data = std::make_unique<Array>(bytes, "data", 'B');
+        if (is_float(type)) refuse("keep takes quantised types, not " + name);
+        const i64 block = block_columns(type), row = check_sizes(name, rows, cols, block, row_bytes(type, block));
+        data->shape({rows * row});
+        auto w = std::make_unique<Matrix>(sized(type, rows, cols));
+        w->packed = false;
+        w->data = view(std::move(data));
         return w.release();
     }
 
@@ -136,6 +147,25 @@ class Verbs {
         }
         nb::gil_scoped_release free;
         bise::linear(kernels_, *pool_, x.as<float>(), T, ws, ys);
+    }
+
+    void linear_back(nb::tuple changes, nb::tuple weights, nb::handle out) const {
+        const Array dx(out, "dx", 'f', true);
+        const i64 T = dx.size(0);
+        require(weights.size() == changes.size(), "linear_back needs one dy for each weight");
+        std::vector<const Matrix*> ws;
+        std::vector<std::unique_ptr<Array>> arrays;
+        std::vector<const float*> dys;
+        for (size_t i = 0; i < weights.size(); i++) {
+            ws.push_back(nb::cast<const Matrix*>(weights[i]));
+            require(ws.back() != nullptr && !ws.back()->packed, "linear_back takes weights that `keep` made");
+            dx.shape({T, ws.back()->cols});
+            arrays.push_back(std::make_unique<Array>(changes[i], "dy", 'f'));
+            arrays.back()->shape({T, ws.back()->rows});
+            dys.push_back(arrays.back()->as<float>());
+        }
+        nb::gil_scoped_release free;
+        bise::linear_back(kernels_, *pool_, dys, T, ws, dx.as<float>());
     }
 
     void rms_norm(nb::handle input, nb::handle weight, float eps, nb::handle out) const {
@@ -237,8 +267,13 @@ class Verbs {
     }
 
   private:
+    static Buffer view(std::unique_ptr<Array> array) {
+        const uint8_t* begin = array->as<uint8_t>();
+        const size_t size = static_cast<size_t>(array->size(0));
+        return Buffer(begin, size, [](void* held) { delete static_cast<Array*>(held); }, array.release());
+    }
     static Matrix sized(Type type, i64 rows, i64 cols) {
-        return {type, rows, cols, (rows + kRows - 1) / kRows, (cols + kColumns - 1) / kColumns, Buffer()};
+        return {type, rows, cols, (rows + kRows - 1) / kRows, (cols + kColumns - 1) / kColumns, rows, true, Buffer()};
     }
     // bytes of one row; refuses sizes whose product could not be held
     static i64 check_sizes(const std::string& name, i64 rows, i64 cols, i64 block, i64 bytes) {
@@ -287,6 +322,8 @@ NB_MODULE(_kernels, m) {
              nb::arg("cols"))
         .def("adopt", &Verbs::adopt, nb::rv_policy::take_ownership, nb::arg("type"), array("panels"), nb::arg("rows"),
              nb::arg("cols"))
+        .def("keep", &Verbs::keep, nb::rv_policy::take_ownership, nb::arg("type"), array("data"), nb::arg("rows"),
+             nb::arg("cols"))
         .def("checksum", &Verbs::checksum, array("data"))
         .def("embed", &Verbs::embed, nb::arg("type"), array("table"), nb::arg("rows"), nb::arg("cols"), array("tokens"),
              array("out"))
@@ -294,6 +331,7 @@ NB_MODULE(_kernels, m) {
         .def("dequantise", &Verbs::dequantise, nb::arg("type"), array("data"), array("out"))
         .def("look_up", &Verbs::look_up, array("levels"), array("codes"), array("scales"), array("out"))
         .def("linear", &Verbs::linear, array("x"), nb::arg("ws"), nb::arg("outs"))
+        .def("linear_back", &Verbs::linear_back, nb::arg("dys"), nb::arg("ws"), array("dx"))
         .def("rms_norm", &Verbs::rms_norm, array("x"), array("w"), nb::arg("eps"), array("out"))
         .def("rope", &Verbs::rope, array("x"), array("cos"), array("sin"))
         .def("swiglu", &Verbs::swiglu, array("gate"), array("up"), array("out"))

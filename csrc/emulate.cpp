@@ -166,11 +166,19 @@ void check_sick() {  // blocks with an infinity, a NaN, next to nothing, nothing
     seen(Type::Q4_K, x, 1280, 2);
 }
 
-void check_linear(Type type, i64 rows, i64 cols) {
-    const std::vector<uint8_t> file = file_rows(type, rows, cols);
-    Matrix w{type, rows, cols, (rows + kRows - 1) / kRows, (cols + kColumns - 1) / kColumns, {}};
+Matrix sized(Type type, i64 rows, i64 cols, bool packed) {
+    return {type, rows, cols, (rows + kRows - 1) / kRows, (cols + kColumns - 1) / kColumns, rows, packed, {}};
+}
+Matrix packed_rows(Type type, const std::vector<uint8_t>& file, i64 rows, i64 cols) {
+    Matrix w = sized(type, rows, cols, true);
     w.data = Buffer(static_cast<size_t>(w.panels * w.panel_bytes()));
     if (pack(pool, file.data(), w) != kSound) std::exit(1);
+    return w;
+}
+
+void check_linear(Type type, i64 rows, i64 cols) {
+    const std::vector<uint8_t> file = file_rows(type, rows, cols);
+    const Matrix w = packed_rows(type, file, rows, cols);
     const Floats plain = plain_rows(type, file.data(), rows, cols);
     check("dequantise", Doubles(plain.begin(), plain.end()), [&](const Kernels& k) {
         Floats y(plain.size());
@@ -193,6 +201,38 @@ void check_linear(Type type, i64 rows, i64 cols) {
                   linear(k, pool, x.data(), T, {&w}, {y.data()});
                   return y;
               });
+    }
+}
+
+// rows as the file has them: as the packed ones on the way forward; on the way back within the rounding of W
+void check_kept(Type type, i64 rows, i64 cols) {
+    const std::vector<uint8_t> file = file_rows(type, rows, cols);
+    const Matrix w = packed_rows(type, file, rows, cols);
+    Matrix kept = sized(type, rows, cols, false);
+    kept.data = Buffer(file.data(), file.size(), [](void*) {}, nullptr);
+    const Floats plain = plain_rows(type, file.data(), rows, cols);
+    for (i64 T : {1, 7, 50}) {
+        const Floats x = numbers(T * cols), dy = numbers(T * rows),
+                     at = rounded<Act32>(dy, rows, T, &Kernels::quantise_gradients,
+                                         [](const Act32& a, i64 c) { return a.d[c / 32]; });
+        Floats first;
+        for (const Kernels* k : kernels_here()) {
+            Floats y(dy.size()), z(dy.size()), dx(x.size());
+            linear(*k, pool, x.data(), T, {&w}, {y.data()});
+            linear(*k, pool, x.data(), T, {&kept}, {z.data()});
+            same("linear of kept rows", *k, z.data(), y.data(), sizeof(float) * y.size());
+            linear_back(*k, pool, {dy.data()}, T, {&kept}, dx.data());
+            Doubles want(dx.size());
+            for (size_t i = 0; i < want.size(); i++)
+                for (size_t r = 0; r < static_cast<size_t>(rows); r++) {
+                    const size_t t = i / static_cast<size_t>(cols), c = i % static_cast<size_t>(cols);
+                    want[i] += static_cast<double>(at[t * static_cast<size_t>(rows) + r]) *
+                               static_cast<double>(plain[r * static_cast<size_t>(cols) + c]);
+                }
+            near("linear_back of type " + std::to_string(static_cast<int>(type)), *k, dx, want, 0.02);
+            if (first.empty()) first = dx;
+            if (kSameBits) same("linear_back", *k, dx.data(), first.data(), sizeof(float) * dx.size());
+        }
     }
 }
 
@@ -359,6 +399,8 @@ int main(int count, char** names) {
         const i64 step = block_columns(static_cast<Type>(type));
         for (i64 rows : {1, 51})
             for (i64 cols : {step, 3 * step, (517 + step) / step * step}) check_linear(static_cast<Type>(type), rows, cols);
+        if (!is_float(static_cast<Type>(type)))
+            for (i64 rows : {1, 51, 300}) check_kept(static_cast<Type>(type), rows, 3 * step);
     }
     const Floats importance(768, 2.0f);
     for (int type = 0; type < kTypes; type++)

@@ -28,12 +28,14 @@ BISE_INLINE constexpr i64 packed_bytes(Type type) {
     return bytes[static_cast<int>(type)];
 }
 
-// A weight ready for `linear`: panels of 16 rows, each a run of packed blocks.
+// A weight ready for `linear`: panels of 16 rows, each a run of packed blocks; or rows as the file has them, for training.
 struct Matrix {
     Type type;
     i64 rows, cols;
     i64 panels, blocks;  // ceil(rows / 16), ceil(cols / 256)
-    Buffer data;         // panels * panel_bytes(), 64-byte aligned; its own, or a view of a mapped file
+    i64 stride;          // from one token's output to the next one's: rows, unless it is a part of a larger matrix
+    bool packed;         // in panels
+    Buffer data;         // panels * panel_bytes(), 64-byte aligned, or the file's rows; its own, or a view
     // (always inlined: a copy compiled for one instruction set must not be the one that the linker keeps for all)
     BISE_INLINE i64 panel_bytes() const {
         if (is_float(type)) return (cols * (type == Type::F32 ? 64 : 32) + 63) / 64 * 64;
@@ -92,8 +94,11 @@ struct Kernels {
     // x (T, cols), tokens [t0, t1) -> blocks [block][padded(T)]; rows are padded with zeros
     void (*quantise256)(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act256* out);
     void (*quantise32)(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act32* out);
+    void (*quantise_gradients)(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act32* out);  // up or down by chance
     // panels [p0, p1) of w times every token -> y (T, rows); x is float32 (T, cols), Act32 or Act256 as w.type asks
     void (*linear)(const Matrix& w, const void* x, i64 T, i64 p0, i64 p1, float* y);
+    // columns [c, c + n) of rows as the file has them, transposed and rounded to Q8_0: block 0 of n / 16 panels and on
+    void (*turn)(const Matrix& w, i64 c, i64 n, uint8_t* panels, i64 panel_bytes);
 
     void (*rms_norm)(const float* x, const float* w, float eps, i64 n, i64 t0, i64 t1, float* y);
     void (*rope)(float* x, const float* cos, const float* sin, i64 heads, i64 half, i64 t0, i64 t1);

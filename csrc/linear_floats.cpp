@@ -56,7 +56,7 @@ void few_tokens(const Matrix& w, i64 p0, const float* x, float* y) {
         }
         for (int i = 0; i < P * n; i++) total[i] = add(total[i], acc[i]);
     }
-    for (int i = 0; i < P * n; i++) store_n(y + i % n * w.rows + kRows * (p0 + i / n), total[i], w.rows_of(p0 + i / n));
+    for (int i = 0; i < P * n; i++) store_n(y + i % n * w.stride + kRows * (p0 + i / n), total[i], w.rows_of(p0 + i / n));
 }
 
 template <Type type, int n>
@@ -96,7 +96,7 @@ void many_tokens(const Matrix& w, i64 p, i64 p1, const float* x, i64 count, floa
         }
     }
     for (i64 i = 0; i < p1 - p; i++)
-        for (i64 c = 0; c < count; c++) store_n(y + c * w.rows + kRows * (p + i), load(sums[i] + 16 * c), w.rows_of(p + i));
+        for (i64 c = 0; c < count; c++) store_n(y + c * w.stride + kRows * (p + i), load(sums[i] + 16 * c), w.rows_of(p + i));
 }
 
 template <Type type>
@@ -107,7 +107,7 @@ void linear(const Matrix& w, const float* x, i64 T, i64 p0, i64 p1, float* y) {
     for (i64 c = 0; c < T; c += kStrip) {
         const i64 count = T - c < kStrip ? T - c : kStrip;
         for (i64 p = p0; p < p1; p += kPanels)
-            many_tokens<type>(w, p, p1 - p < kPanels ? p1 : p + kPanels, x + c * w.cols, count, y + c * w.rows);
+            many_tokens<type>(w, p, p1 - p < kPanels ? p1 : p + kPanels, x + c * w.cols, count, y + c * w.stride);
     }
 }
 

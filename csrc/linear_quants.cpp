@@ -118,7 +118,7 @@ void columns(const Matrix& w, i64 p, const typename Packed<type>::Act* a, i64 co
         const Packed<type> w1(panel);
         block_dot<Packed<type>, 1, n>(&w1, a, acc);
     }
-    for (int c = 0; c < count; c++) store_n(y + c * w.rows + kRows * p, acc[c], w.rows_of(p));
+    for (int c = 0; c < count; c++) store_n(y + c * w.stride + kRows * p, acc[c], w.rows_of(p));
 }
 
 // kPanels panels times n columns of their strips of sums (kPanels, columns, 16)
@@ -153,7 +153,7 @@ void many_columns(const Matrix& w, i64 p, i64 p1, const typename Packed<type>::A
     }
     for (i64 i = 0; i < p1 - p; i++) {
         for (i64 c = 0; c < count; c++)
-            store_n(y + c * w.rows + kRows * (p + i), load(sums + 16 * (i * kStrip + c)), w.rows_of(p + i));
+            store_n(y + c * w.stride + kRows * (p + i), load(sums + 16 * (i * kStrip + c)), w.rows_of(p + i));
     }
 }
 
@@ -168,7 +168,7 @@ void linear(const Matrix& w, const void* x, i64 T, i64 p0, i64 p1, float* y) {
     for (i64 c = 0; c < T; c += kStrip) {
         const i64 count = T - c < kStrip ? T - c : kStrip;
         for (i64 p = p0; p < p1; p += kPanels) {
-            many_columns<type>(w, p, p1 - p < kPanels ? p1 : p + kPanels, a + c, padded(T), count, y + c * w.rows);
+            many_columns<type>(w, p, p1 - p < kPanels ? p1 : p + kPanels, a + c, padded(T), count, y + c * w.stride);
         }
     }
 }

@@ -115,15 +115,19 @@ i64 row_bytes(Type type, i64 cols) {
     return cols / block_columns(type) * bytes[static_cast<int>(type)];
 }
 
+i64 pack_panel(Type type, const uint8_t* file, int rows, i64 cols, uint8_t* panel) {
+    i64 sick = kSound;
+    for (i64 r = rows - 1; r >= 0; r--)
+        if (!pack_row(type, file + r * row_bytes(type, cols), cols, r, panel)) sick = r;
+    return sick;
+}
+
 i64 pack(Pool& pool, const uint8_t* file, Matrix& w) {
-    const i64 bytes = row_bytes(w.type, w.cols);
+    const i64 bytes = kRows * row_bytes(w.type, w.cols);
     std::atomic<i64> sick{w.rows};
     pool.run(w.panels, [&](i64 p, int) {
-        for (i64 r = 0; r < kRows && kRows * p + r < w.rows; r++) {
-            const i64 row = kRows * p + r;
-            if (pack_row(w.type, file + row * bytes, w.cols, r, w.data.bytes() + p * w.panel_bytes())) continue;
-            for (i64 seen = sick; row < seen && !sick.compare_exchange_weak(seen, row);) {
-            }
+        const i64 found = pack_panel(w.type, file + p * bytes, w.rows_of(p), w.cols, w.data.bytes() + p * w.panel_bytes());
+        for (i64 seen = sick, row = kRows * p + found; found != kSound && row < seen && !sick.compare_exchange_weak(seen, row);) {
         }
     });
     return sick == w.rows ? kSound : sick.load();

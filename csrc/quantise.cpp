@@ -1,5 +1,8 @@
 // Activations to 8-bit blocks. Symmetric: d = max|x| / 127, q = round(x * 127 / max|x|), ties to even, so |q| <= 127.
 // Each token stands alone. A block with a NaN or an infinity gets d = NaN and zeros: the sickness reaches the output.
+// Gradients are rounded up or down by chance instead, so that on average nothing is lost: to the nearest, what is small in its
+// block would be nothing in every step (Jetfire, Xi et al. 2024, section 5). Chance is the number's own last bits: the same
+// gradient is rounded alike in any company, and in a run that is taken up again.
 
 #include "isa.h"
 #include "simd.h"
@@ -7,7 +10,14 @@
 namespace bise {
 namespace {
 
+// from the low 24 bits of every number, evenly in (-0.5, 0.5)
+BISE_INLINE F by_chance(F x) {
+    const I b = bits(x), mixed = and_i(xor_i(xor_i(b, shr<8>(b)), shr<16>(b)), set1_i(0xff));
+    return mul(add(to_float(mixed), set1(-127.5f)), set1(1.0f / 256.0f));
+}
+
 // n floats, a multiple of 16, to bytes with one scale, which is returned
+template <bool chance>
 BISE_INLINE float quantise_group(const float* x, int n, int8_t* q) {
     const I magnitude = set1_i(0x7fffffff);
     I top = zero_i();
@@ -20,7 +30,10 @@ BISE_INLINE float quantise_group(const float* x, int n, int8_t* q) {
         return __builtin_isfinite(amax) ? 0.0f : __builtin_nanf("");
     }
     const F inverse = set1(127.0f / amax);
-    for (int i = 0; i < n; i += 16) store_bytes(q + i, round(mul(load(x + i), inverse)));
+    for (int i = 0; i < n; i += 16) {
+        const F y = mul(load(x + i), inverse);
+        store_bytes(q + i, round(chance ? add(y, by_chance(load(x + i))) : y));
+    }
     return amax / 127.0f;
 }
 
@@ -53,25 +66,12 @@ void each_block(const float* x, i64 cols, Fn f) {
     f(tail, b);
 }
 
-}  // namespace
-
-namespace BISE_ISA {
-
-void quantise256(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act256* out) {
-    for (i64 t = t0; t < t1; t++) {
-        each_block(x + t * cols, cols, [&](const float* block, i64 b) {
-            Act256& a = out[b * padded(T) + t];
-            a.d = quantise_group(block, 256, a.q);
-            finish(a);
-        });
-    }
-}
-
-void quantise32(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act32* out) {
+template <bool chance>
+void by_32(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act32* out) {
     for (i64 t = t0; t < t1; t++) {
         each_block(x + t * cols, cols, [&](const float* block, i64 b) {
             Act32& a = out[b * padded(T) + t];
-            for (int s = 0; s < 8; s++) a.d[s] = quantise_group(block + 32 * s, 32, a.q + 32 * s);
+            for (int s = 0; s < 8; s++) a.d[s] = quantise_group<chance>(block + 32 * s, 32, a.q + 32 * s);
             int32_t sums[16];
             sums_of_16(a.q, sums);
             for (int s = 0; s < 8; s++) {
@@ -82,6 +82,23 @@ void quantise32(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act32* out) {
         });
     }
 }
+
+}  // namespace
+
+namespace BISE_ISA {
+
+void quantise256(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act256* out) {
+    for (i64 t = t0; t < t1; t++) {
+        each_block(x + t * cols, cols, [&](const float* block, i64 b) {
+            Act256& a = out[b * padded(T) + t];
+            a.d = quantise_group<false>(block, 256, a.q);
+            finish(a);
+        });
+    }
+}
+
+void quantise32(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act32* out) { by_32<false>(x, cols, T, t0, t1, out); }
+void quantise_gradients(const float* x, i64 cols, i64 T, i64 t0, i64 t1, Act32* out) { by_32<true>(x, cols, T, t0, t1, out); }
 
 }  // namespace BISE_ISA
 }  // namespace bise

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 
 #include "pack.h"
 #include "round.h"
@@ -28,7 +29,7 @@ i64 rows_per_task(i64 row) { return std::max<i64>(1, kGrain / std::max<i64>(1, r
 
 // Scratch of the calling thread, kept between calls; contents undefined.
 uint8_t* scratch(int slot, size_t bytes) {
-    thread_local Buffer buffers[3];
+    thread_local Buffer buffers[4];
     Buffer& b = buffers[slot];
     if (b.size() < bytes) b = Buffer(bytes + bytes / 4);
     return b.bytes();
@@ -42,6 +43,25 @@ i64 panels_per_task(const Matrix& w, i64 T, int threads) {
     const bool small = T <= kFew && w.panels * w.panel_bytes() <= threads * bytes * 2;
     const i64 fair = (w.panels + 1) / (small ? threads : 4 * threads), fit = bytes / w.panel_bytes();
     return std::max<i64>(2, (small ? fair : std::min(fair, fit)) / 2 * 2);
+}
+
+// Panels of a part of a matrix, in scratch of this thread.
+Matrix part(Type type, i64 rows, i64 cols, i64 stride) {
+    Matrix w{type, rows, cols, (rows + kRows - 1) / kRows, (cols + kColumns - 1) / kColumns, stride, true, Buffer()};
+    const auto bytes = static_cast<size_t>(w.panels * w.panel_bytes());
+    w.data = Buffer(scratch(3, bytes), bytes, [](void*) {}, nullptr);
+    return w;
+}
+
+// panels [p, p1) of rows as the file has them
+Matrix packed(const Matrix& w, i64 p, i64 p1) {
+    Matrix some = part(w.type, std::min(w.rows, kRows * p1) - kRows * p, w.cols, w.rows);
+    if (w.cols % kColumns) std::memset(some.data.bytes(), 0, some.data.size());
+    for (i64 i = 0; i < some.panels; i++) {
+        const uint8_t* rows = w.data.bytes() + kRows * (p + i) * row_bytes(w.type, w.cols);
+        pack_panel(w.type, rows, some.rows_of(i), w.cols, some.data.bytes() + i * some.panel_bytes());
+    }
+    return some;
 }
 
 }  // namespace
@@ -77,8 +97,33 @@ void linear(const Kernels& k, Pool& pool, const float* x, i64 T, const std::vect
         const void* input = is_float(w.type) ? static_cast<const void*>(x)
                             : by_256(w.type) ? static_cast<const void*>(by256)
                                              : by32;
-        const i64 p = (task - first[i]) * step[i];
-        k.linear(w, input, T, p, std::min(w.panels, p + step[i]), ys[i]);
+        const i64 p = (task - first[i]) * step[i], p1 = std::min(w.panels, p + step[i]);
+        if (w.packed)
+            k.linear(w, input, T, p, p1, ys[i]);
+        else
+            k.linear(packed(w, p, p1), input, T, 0, p1 - p, ys[i] + kRows * p);
+    });
+}
+
+void linear_back(const Kernels& k, Pool& pool, const std::vector<const float*>& dys, i64 T, const std::vector<const Matrix*>& ws,
+                 float* dx) {
+    if (!T || ws.empty()) return;
+    std::vector<i64> first{0};  // what is summed over: the rows of all weights, each in whole blocks
+    for (const Matrix* w : ws) first.push_back(first.back() + (w->rows + kColumns - 1) / kColumns);
+    auto* acts = reinterpret_cast<Act32*>(scratch(1, sizeof(Act32) * static_cast<size_t>(padded(T) * first.back())));
+    for (size_t i = 0; i < ws.size(); i++) {
+        ranges(pool, T, rows_per_task(ws[i]->rows),
+               [&](i64 t0, i64 t1) { k.quantise_gradients(dys[i], ws[i]->rows, T, t0, t1, acts + first[i] * padded(T)); });
+    }
+    const i64 cols = ws[0]->cols;
+    const i64 width = std::any_of(ws.begin(), ws.end(), [](auto* w) { return by_256(w->type); }) ? kColumns : kColumns / 4;
+    ranges(pool, cols, width, [&](i64 c0, i64 c1) {
+        const Matrix turned = part(Type::Q8_0, c1 - c0, first.back() * kColumns, cols);
+        for (size_t i = 0; i < ws.size(); i++) {
+            uint8_t* panels = turned.data.bytes() + first[i] * packed_bytes(Type::Q8_0);
+            k.turn(*ws[i], c0, c1 - c0, panels, turned.panel_bytes());
+        }
+        k.linear(turned, acts, T, 0, turned.panels, dx + c0);
     });
 }
 

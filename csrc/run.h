@@ -10,6 +10,9 @@ namespace bise {
 // x (T, cols) times every weight -> ys[i] (T, rows_i); all weights have the same cols
 void linear(const Kernels& k, Pool& pool, const float* x, i64 T, const std::vector<const Matrix*>& ws,
             const std::vector<float*>& ys);
+// the same backwards: every dys[i] (T, rows_i) times ws[i], summed -> dx (T, cols); the weights as the file has them
+void linear_back(const Kernels& k, Pool& pool, const std::vector<const float*>& dys, i64 T, const std::vector<const Matrix*>& ws,
+                 float* dx);
 // rows of a file -> y (rows, cols)
 void dequantise(const Kernels& k, Pool& pool, Type type, const uint8_t* data, i64 rows, i64 cols, float* y);
 // blocks of 64 numbers of 4 bits -> their levels times their scales

@@ -16,10 +16,21 @@ void linear(const Matrix& w, const void* x, i64 T, i64 p0, i64 p1, float* y) {
 }  // namespace
 
 // (compiled for this instruction set: nothing here may run before cpu.cpp has checked for it)
-const Kernels BISE_JOIN(kernels_, BISE_ISA) = {BISE_STRING(BISE_ISA),   BISE_ISA::dequantise,  BISE_ISA::look_up,
-                                               BISE_ISA::quantise256,   BISE_ISA::quantise32,  linear,
-                                               BISE_ISA::rms_norm,      BISE_ISA::rope,        BISE_ISA::swiglu,
-                                               BISE_ISA::rms_norm_back, BISE_ISA::swiglu_back, BISE_ISA::store_ring,
-                                               BISE_ISA::attend,        BISE_ISA::round_rows};
+const Kernels BISE_JOIN(kernels_, BISE_ISA) = {BISE_STRING(BISE_ISA),
+                                               BISE_ISA::dequantise,
+                                               BISE_ISA::look_up,
+                                               BISE_ISA::quantise256,
+                                               BISE_ISA::quantise32,
+                                               BISE_ISA::quantise_gradients,
+                                               linear,
+                                               BISE_ISA::turn,
+                                               BISE_ISA::rms_norm,
+                                               BISE_ISA::rope,
+                                               BISE_ISA::swiglu,
+                                               BISE_ISA::rms_norm_back,
+                                               BISE_ISA::swiglu_back,
+                                               BISE_ISA::store_ring,
+                                               BISE_ISA::attend,
+                                               BISE_ISA::round_rows};
 
 }  // namespace bise

@@ -460,6 +460,92 @@ def test_adopt_checks_what_it_is_given(ops):
             verbs.checksum(data)
 
 
+# rows as the file has them, for training
+
+
+def by_chance(x: np.ndarray) -> np.ndarray:
+    """Gradients as the kernels see them: rounded after a number in (-0.5, 0.5) from their own last bits was added."""
+    groups, bits = x.reshape(len(x), -1, 32), x.reshape(len(x), -1, 32).view(np.uint32)
+    top = np.abs(groups).max(axis=-1, keepdims=True)
+    inverse = np.divide(F32(127), top, out=np.zeros_like(top), where=top > 0)
+    chance = (((bits ^ bits >> 8 ^ bits >> 16) & 255).astype(F32) - F32(127.5)) * F32(1 / 256)
+    return (np.rint(groups * inverse + chance).astype(np.float64) * (top / F32(127))).reshape(x.shape)
+
+
+def test_gradients_lose_nothing_on_average():
+    """Among the large the small ones are rounded to nothing or to a whole step, as often as they are worth."""
+    x = normal(4000, 32) * F32(0.001)
+    x[:, 0], x[:, 1] = 1, F32(0.0021) * (1 + normal(4000) * F32(0.01))
+    seen = by_chance(x)
+    assert seen[:, 1].mean() == pytest.approx(x[:, 1].mean(), rel=0.1) and set(np.round(seen[:, 1] * 127)) == {0, 1}
+
+
+@pytest.mark.parametrize("type", BY_256 + BY_32)
+def test_kept_rows_are_packed_as_they_are_met(ops, type):
+    for rows, cols, T in ((70, 512, 60), (17, 256 if type in BY_256 else 96, 3)):
+        weight, x = blocks(type, rows, cols), normal(T, cols)
+        kept = ops.verbs.keep(type, weight.data, rows, cols)
+        assert (kept.type, kept.rows, kept.cols, kept.nbytes) == (type, rows, cols, weight.data.nbytes)
+        assert np.array_equal(ops.linear(x, kept), ops.linear(x, ops.weight(weight)))
+
+
+def turned(weight: QTensor) -> np.ndarray:
+    """The matrix as the way back sees it: each column in blocks of 32 rows of 8 bits, scales in float16."""
+    w = weight.dequantise()
+    groups = np.pad(w, ((0, -len(w) % 32), (0, 0))).reshape(-1, 32, w.shape[1])
+    d = (np.abs(groups).max(1, keepdims=True) * F32(1 / 127)).astype(np.float16).astype(F32)
+    inverse = np.divide(F32(1), d, out=np.zeros_like(d), where=d > 0)
+    return (np.rint(np.clip(groups * inverse, -127, 127)) * d).reshape(-1, w.shape[1])[: len(w)]
+
+
+@pytest.mark.parametrize("type", BY_256 + BY_32)
+@pytest.mark.parametrize("rows, cols", [(1, 256), (32, 512), (300, 768)])
+def test_linear_back(ops, type, rows, cols):
+    weights = [blocks(type, rows + 8 * i, cols, i) for i in range(2)]
+    dys = [normal(11, rows + 8 * i, seed=i) * np.exp(normal(11, rows + 8 * i)) for i in range(2)]
+    want, size = 0.0, 0.0
+    for dy, weight in zip(dys, weights, strict=True):
+        padded = np.pad(dy, ((0, 0), (0, -dy.shape[1] % 32)))
+        seen, w = by_chance(padded)[:, : dy.shape[1]], turned(weight).astype(np.float64)
+        want, size = want + seen @ w, size + np.abs(seen) @ np.abs(w)
+    kept = tuple(ops.verbs.keep(type, w.data, *w.shape) for w in weights)
+    dx = np.full((11, cols), np.nan, F32)
+    ops.verbs.linear_back(tuple(dys), kept, dx)
+    assert (np.abs(dx - want) <= 2e-6 * size).all()
+    for t in range(11):  # in company as alone
+        alone = np.empty((1, cols), F32)
+        ops.verbs.linear_back(tuple(np.ascontiguousarray(dy[t : t + 1]) for dy in dys), kept, alone)
+        assert np.array_equal(alone[0], dx[t])
+
+
+def test_linear_back_of_tiny_and_mixed_weights(ops):
+    """Scales below float16's smallest are none; types may differ."""
+    small = QTensor("Q8_0", (32, 256), blocks("Q8_0", 32, 256).data.copy())
+    small.data.reshape(-1, 34)[:, :2] = np.array([3e-8], np.float16).view(np.uint8)
+    other, dy, dx = blocks("Q4_K", 40, 256), [normal(3, 32), normal(3, 40)], np.empty((3, 256), F32)
+    kept = [ops.verbs.keep(w.type, w.data, *w.shape) for w in (small, other)]
+    ops.verbs.linear_back(tuple(dy), tuple(kept), dx)
+    want = dy[0] @ small.dequantise() + dy[1] @ other.dequantise()
+    assert np.abs(dx - want).max() < 0.02 * np.abs(want).max()
+
+
+def test_kept_rows_are_checked(ops):
+    verbs, weight = ops.verbs, blocks("Q8_0", 16, 64)
+    kept, dy, dx = verbs.keep("Q8_0", weight.data, 16, 64), normal(2, 16), np.empty((2, 64), F32)
+    verbs.linear_back((dy,), (kept,), dx)
+    wrong = [
+        lambda: verbs.keep("F32", weight.data, 16, 64), lambda: verbs.keep("Q8_0", weight.data[1:], 16, 64),
+        lambda: verbs.keep("Q8_0", weight.data, 16, 63), lambda: verbs.keep("Q8_0", None, 16, 64),
+        lambda: verbs.linear_back((dy,), (ops.weight(weight),), dx), lambda: verbs.linear_back((dy,), (None,), dx),
+        lambda: verbs.linear_back((dy[:1],), (kept,), dx), lambda: verbs.linear_back((), (kept,), dx),
+        lambda: verbs.linear_back((dy[:, :15],), (kept,), dx), lambda: verbs.linear_back((dy,), (kept,), dx[:, :32]),
+        lambda: verbs.linear_back((dy.astype(np.float64),), (kept,), dx), lambda: verbs.linear_back((dy,), (kept,), None),
+    ]  # fmt: skip
+    for call in wrong:
+        with pytest.raises((ValueError, TypeError)):
+            call()
+
+
 def test_a_matrix_keeps_what_it_adopted_and_a_view_keeps_the_matrix():
     packed, verbs = Cpu(1).weight(blocks("F32", 17, 5)), Cpu(1).verbs
     held = mmap.mmap(-1, packed.nbytes)

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import time
+from pathlib import Path
 
 
 def processor() -> str:
@@ -26,6 +27,20 @@ def cores() -> int:
 def now() -> str:
     """The date and the time, in UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def free() -> int:
+    """Memory that this process could still take: what the system has, within its control group's limit."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current"))
+        return min(free, max(0, int(limit) - int(used)))
+    except (OSError, ValueError):  # no such group, or "max"
+        return free
 
 
 def resident() -> int:

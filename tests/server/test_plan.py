@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from bise import machine
 from bise.api import BUILT_IN
 from bise.errors import RequestError
-from bise.server.plan import MOST_SLOTS, SPARE, Plan, free_bytes, plan_memory
+from bise.server.plan import MOST_SLOTS, SPARE, Plan, plan_memory
 from bise.weights import Weights
 
 WEIGHTS = Weights.open(BUILT_IN)
@@ -49,4 +50,4 @@ def test_the_line_says_it_all() -> None:
 
 
 def test_free_memory_is_something() -> None:
-    assert 1 << 26 < free_bytes() < 1 << 44
+    assert 1 << 26 < machine.free() < 1 << 44

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 import bise  # noqa: E402
 from bise import names  # noqa: E402
 from bise.errors import RequestError  # noqa: E402
+from bise.quant import TYPES  # noqa: E402
 from bise.tune.sample import Sample  # noqa: E402
 from bise.tune.student import TARGETS, Student  # noqa: E402
 from tiny import tiny_config, tiny_weights, write_tiny_gguf, write_tiny_hf  # noqa: E402
@@ -81,17 +82,19 @@ def test_packed_is_alone_and_checkpointed_is_not(model: Path, how: dict[str, Any
 
 @pytest.mark.parametrize("type", ["F32", "BF16", "Q8_0", "Q4_0"])
 def test_log_probabilities_are_those_of_inference(tmp_path: Path, type: str) -> None:
-    """Of the file as it is, with its window, against `logits` of the reference backend."""
+    """Of the file as it is, with its window, against `logits` of the reference backend, or of the CPU's own, which
+    rounds what quantised weights meet: there a last bit of attention may become a whole step of 127."""
     config = tiny_config(**SHAPE, sliding_window=16)
     path = write_tiny_gguf(tmp_path / "m.gguf", config, tiny_weights(config), type)
     got = Student.open(path).logprobs(samples()).detach().numpy()
-    reference = bise.load(path, backend="reference", kv="f32")
+    quantised = TYPES[type].block > 1
+    reference = bise.load(path, backend="cpu" if quantised else "reference", kv="f32")
     want = []
     for one in samples():
         logits = reference.logits(one.ids.tolist())[:-1].astype(np.float64)
         likely = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         want += [likely[i, one.ids[i + 1]] for i in range(len(one) - 1) if one.learnt[i + 1]]
-    np.testing.assert_allclose(got, want, atol=2e-5)
+    np.testing.assert_allclose(got, want, atol=2e-3 if quantised else 2e-5)
 
 
 def test_the_window_is_obeyed(model: Path) -> None:

@@ -35,8 +35,9 @@ class Way:
     targets: Annotated[str | None, option(WAY, "--targets", metavar="NAME,NAME",
         help="Which weights of each layer get an adapter: attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down, "
              "and output. Default: the seven of the layers.")] = None
-    base: Annotated[str | None, option(WAY, "--base", metavar="as-is|nf4",
-        help="The frozen weights: as the file has them, or 16-bit ones rounded to 4 (QLoRA). Default: as-is.")] = None
+    base: Annotated[str | None, option(WAY, "--base", metavar="as-is|nf4|q8_0",
+        help="The frozen weights: as the file has them, or those in 16 and 32 bits rounded, to 4 bits (QLoRA) or to 8, "
+             "which is fastest on a CPU. Default: as-is.")] = None
     beta: Annotated[float | None, option(WAY, "--beta", metavar="X",
         help="How closely dpo and kto stay at the model as it was; the weight of orpo's comparison. Default: 0.1.",
         )] = None

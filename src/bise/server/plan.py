@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
+from .. import machine
 from ..api import gib, plan
 from ..cache import cache_bytes
 from ..config import Config
@@ -39,7 +38,7 @@ def plan_memory(
     """slots None: as many as fit into half of what is free beside the weights, 1 to 8. reuse (bytes) None: two slots'
     worth, as far as a quarter of the rest goes. free: bytes, by default what the system says. adapters: bytes of them.
     RequestError where the memory of this machine is not enough."""
-    free = free_bytes() if free is None else free
+    free = machine.free() if free is None else free
     total, slot = weights.nbytes + adapters, cache_bytes(config, context, kv)
     if draft:
         total += draft.nbytes
@@ -60,17 +59,3 @@ def plan_memory(
         f"{gib(reuse)} for what was read before{beside}; {gib(needed)} in all, {gib(free)} are free"
     )
     return Plan(total, slot, slots, reuse, line)
-
-
-def free_bytes() -> int:
-    """Memory that this process could still take: what the system has, within its control group's limit."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current"))
-        return min(free, max(0, int(limit) - int(used)))
-    except (OSError, ValueError):  # no such group, or "max"
-        return free

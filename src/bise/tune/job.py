@@ -200,8 +200,6 @@ class _Teaching:
     def run(self, before: Mapping[str, Any]) -> dict[str, Any]:
         """before: the card of the run that is taken up; {}: a new one."""
         job, weights = self.job, Weights.open(self.job.model)
-        if job.device == "cpu":
-            memory.steady()
         self.watch.doing("reading the data")
         rows, chat = rows_of(job, weights, self.watch.reading)
         settings, planned = (Settings.read(before["settings"]), None) if before else self._planned(weights, rows)

@@ -7,10 +7,8 @@ ops/torch keep for their way back; the tests hold them against what torch's allo
 
 from __future__ import annotations
 
-import ctypes
 import math
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import machine
 from ..config import Config
 from ..errors import RequestError
 from ..machine import peak, resident
 from ..ops.torch import entropy
 from ..ops.torch import weights as matrices
 from ..ops.torch.product import STRIP
+from ..quant import nbytes
 from ..weights import Weights, expected_shapes
 from .keepers import held
 from .sample import Example, Pair, Sample, Verdict
@@ -34,11 +34,8 @@ FLOAT = 4  # bytes
 LINEAR = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 # What comes with the first step besides tensors, measured (torch 2.13, Linux x86-64, one thread):
 START = 32 << 20  # code of torch and MKL, buffers of their threads
-COMPILER = 77 << 20  # torch.utils.checkpoint imports torch's compiler at its first call
-LARGE = 1 << 18  # bytes from which malloc asks the system for pages of their own, and gives them back at once
 STEPS = 64  # tokens: micro-batches are planned in multiples of it
 MOST = 8192  # tokens of a micro-batch: more of them are no faster
-_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Subject:
     """A model and the way it is to be taught: all that memory depends on, but for the rows.
 
     types    canonical name -> type of its file
-    base     "as it is" | "nf4";  method "lora" | "dora" | "full";  bits: of the optimiser's averages
+    base     "as it is" | "nf4" | "q8_0";  method "lora" | "dora" | "full";  bits: of the optimiser's averages
     ranks    processes that share what is trained
     """
 
@@ -119,13 +116,12 @@ def samples_of(example: Example) -> list[Sample]:
 def predict(subject: Subject, load: Load, checkpointing: bool, process: int | None = None) -> dict[str, int]:
     """Bytes of every part at the moment when the most is held. process: what is held before the model is loaded."""
     c, trained = subject.config, subject.kept
-    compiler = COMPILER if (checkpointing or _learns_output(subject)) and "torch._dynamo" not in sys.modules else 0
     kept, work = _on_the_way(subject, load, checkpointing)
     averages = 2 * FLOAT * trained if subject.bits == 32 else 2 * trained * (1 + FLOAT / matrices.GROUP)
     return {
-        "process": (resident() if process is None else process) + START + compiler,
+        "process": (resident() if process is None else process) + START,
         "frozen weights": 0 if subject.method == "full" else sum(_held(subject, name) for name in subject.types),
-        "decoded weights": _decoded(subject),
+        "decoded weights": _decoded(subject, load),
         "trained": FLOAT * trained,
         "gradients": FLOAT * trained,
         "optimiser": int(averages),
@@ -136,47 +132,63 @@ def predict(subject: Subject, load: Load, checkpointing: bool, process: int | No
 
 
 def _held(subject: Subject, name: str) -> int:
-    """A frozen tensor: NF4 where that was asked for, else as its file has it."""
+    """A frozen tensor: rounded where that was asked for, else as its file has it."""
     shape = expected_shapes(subject.config)[name]
-    if subject.base == "nf4" and _rounded(subject, name):
+    if _type(subject, name) == "NF4":
         scales = _count(shape) // matrices.BLOCK
         return _count(shape) // 2 + scales + FLOAT * (scales // matrices.GROUP)
+    if subject.base == "q8_0" and _rounded(subject, name):
+        return nbytes("Q8_0", shape)
     return FLOAT * _count(shape) if len(shape) == 1 else subject.sizes[name]
 
 
 def _rounded(subject: Subject, name: str) -> bool:
-    """Whether nf4 makes 4 bits of it: a matrix of floats, but not the embedding, which stays in its file."""
+    """Whether --base changes it: a matrix of floats, but not the embedding, which stays in its file."""
     matrix = len(expected_shapes(subject.config)[name]) == 2 and name != "token_embd"
     return matrix and subject.types[name] in ("F32", "F16", "BF16")
 
 
-def _decoded(subject: Subject) -> int:
-    """The strip that weights in less than 32 bits are decoded into."""
+def _decoded(subject: Subject, load: Load) -> int:
+    """Where weights are for a moment: the strip that those of 16 bits and NF4 are decoded into; of those in blocks the
+    panels of every thread, turned, and the gradients that meet them, in 8 bits."""
+    c = subject.config
     if subject.method == "full":
         return 0
-    if subject.base == "as it is" and set(subject.types.values()) == {"F32"}:
-        return 0
-    largest = max(_count(shape) for shape in expected_shapes(subject.config).values())
-    return FLOAT * min(STRIP, largest)
+    used = [name for name, shape in expected_shapes(c).items() if len(shape) == 2 and name != "token_embd"]
+    types = {_type(subject, name) for name in used if name in subject.types}
+    strip = blocks = 0
+    if types & {"F16", "BF16", "NF4"}:
+        strip = FLOAT * min(STRIP, max(_count(shape) for shape in expected_shapes(c).values()))
+    if types - {"F32", "F16", "BF16", "NF4"}:
+        deepest = max(2 * c.hidden_dim, (c.n_heads + 2 * c.n_kv_heads) * c.head_dim, c.vocab_size)  # rows summed over
+        rows = max(load.tokens * 2 * c.hidden_dim, min(load.learnt * c.vocab_size, entropy.LOGITS))
+        blocks = int(1.25 * (torch.get_num_threads() * 256 * deepest * 17 / 16 + 1.5 * rows))
+    return strip + blocks
+
+
+def _type(subject: Subject, name: str) -> str:
+    """What a matrix is kept as."""
+    return subject.base.upper() if subject.base != "as it is" and _rounded(subject, name) else subject.types[name]
 
 
 def _on_the_way(subject: Subject, load: Load, checkpointing: bool) -> tuple[int, int]:
     """(what is kept for the way back, what else there is at the moment when the most is held)."""
-    c, every, last = subject.config, _Layer(subject, load, load.tokens), _Layer(subject, load, load.learnt)
+    c = subject.config
+    every, last = (_Layer(subject, load, rows, checkpointing) for rows in (load.tokens, load.learnt))
     logits = _logits(subject, load)
     if not checkpointing:
         kept = (c.n_layers - 1) * every.kept + last.kept
         return kept, max(logits, last.back)
     inputs = c.n_layers * FLOAT * load.tokens * c.dim  # of which the layer that is made again keeps none
     again = max(layer.kept + layer.back for layer in ([every, last] if c.n_layers > 1 else [last]))
-    return inputs, max(logits, again - 2 * FLOAT * load.tokens * c.dim)
+    return inputs, max(logits, again - FLOAT * load.tokens * c.dim)
 
 
 class _Layer:
     """Bytes that one layer keeps of a micro-batch, and what its way back takes besides. Its feed-forward part sees
     `learnt` rows."""
 
-    def __init__(self, subject: Subject, load: Load, learnt: int) -> None:
+    def __init__(self, subject: Subject, load: Load, learnt: int, again: bool) -> None:
         c = subject.config
         queries, keys = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
         inner = [0 if subject.method == "full" or part not in subject.targets else subject.rank for part in LINEAR]
@@ -190,10 +202,13 @@ class _Layer:
         feed_forward = c.dim + 2 * c.hidden_dim + sum(inner[4:])  # the stream between, gate and up: the rest again
         gate = 3 * c.hidden_dim + c.dim  # gradients of the gated, of gate and of up; that of the stream
         attend = 2 * (queries + keys + c.dim)  # gradients of what attention gave, of q, k and v; of the stream, twice
-        product = learnt * 2 * (c.hidden_dim + c.dim) + c.dim * c.hidden_dim  # and that of the weight, to be added
+        # and the weight's own gradient, to be added; where the layer is made again that of ffn_down waits for its end
+        product = learnt * 2 * (c.hidden_dim + c.dim) + c.dim * c.hidden_dim * (2 if again else 1)
         self.kept = FLOAT * (load.tokens * attention + learnt * feed_forward)
         after = FLOAT * (load.tokens * attend - learnt * feed_forward + _tile(load.tokens))  # that part's is gone then
-        self.back = max(FLOAT * learnt * gate, after, FLOAT * product if subject.method == "full" else 0)
+        self.back = max(FLOAT * learnt * gate, after)
+        if subject.method == "full":
+            self.back = max(self.back, FLOAT * product)
 
 
 def _tile(rows: int) -> int:
@@ -285,7 +300,7 @@ def _refusal(subject: Subject, found: Plan, longest: int) -> str:
     if parts["process"] < limit:  # else nothing about the model is of any help
         if subject.method == "full":
             remedies.append("--method lora")
-        elif subject.base != "nf4" and any(_rounded(subject, name) for name in subject.types):
+        elif subject.base == "as it is" and any(_rounded(subject, name) for name in subject.types):
             remedies.append("--base nf4, or a quantised file")
         if subject.bits == 32 and parts["optimiser"] > 0.05 * found.total:
             remedies.append(f"--optimiser-bits 8 (saves {_gib(parts['optimiser'] * 3 // 4)})")
@@ -308,24 +323,10 @@ def read_size(text: str) -> int:
     return int(float(match[1]) * (1 << 30 if match[2] == "g" else 1 << 20))
 
 
-def steady() -> bool:
-    """Make malloc give large pieces back to the system as soon as they are freed. It would otherwise keep them, and
-    they lie between what lives longer: half a gigabyte of tensors then holds 0.7. False where there is no glibc."""
-    try:
-        return bool(ctypes.CDLL(None).mallopt(_THRESHOLD, LARGE))
-    except (OSError, AttributeError, TypeError):
-        return False
-
-
-def free(processes: int = 1, share: float = 0.9) -> int | None:
+def free(processes: int = 1, share: float = 0.9) -> int:
     """The most that each of so many processes may hold: this share of what the system could still give, divided, and
-    what it has. None where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            found = re.search(r"^MemAvailable:\s+(\d+) kB", file.read(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(share * int(found[1]) * 1024 / processes) + resident() if found else None
+    what it has."""
+    return int(share * machine.free() / processes) + resident()
 
 
 def probe(student: Student, objective: Objective, examples: Sequence[Example]) -> int:

@@ -15,8 +15,8 @@ from .. import Ring, Weight
 from .attention import attend_whole
 from .entropy import logprobs
 from .pointwise import rms_norm, rope, swiglu
-from .product import Strips, linear
-from .weights import Adapted, Frozen, Nf4
+from .product import Products, linear
+from .weights import Adapted, Frozen, Nf4, rounded_to
 
 _KEPT = {"F16": torch.float16, "BF16": torch.bfloat16}  # these stay what the file stores; the rest becomes float32
 
@@ -25,7 +25,8 @@ class Torch:
     """Activations are float32; a product with a 16-bit weight is made in that weight's type.
 
     keep  what matrices are kept as: "floats" (16 bits where the file has them, else 32), "file" (as the file has them,
-          decoded when they are used), "nf4" (4-bit NormalFloats, those that the file has as floats)
+          decoded when they are used), "nf4" (4-bit NormalFloats, those that the file has as floats), "q8_0" (those
+          in blocks of 8 bits)
     """
 
     name = "torch"
@@ -33,11 +34,14 @@ class Torch:
 
     def __init__(self, device: str = "cpu", keep: str = "floats") -> None:
         self.device, self.keep = torch.device(device), keep
-        self._strips = Strips()
+        self._products = Products()
 
     def weight(self, tensor: QTensor) -> Any:
-        if len(tensor.shape) == 2 and self.keep == "nf4" and tensor.type in ("F32", "F16", "BF16"):
-            return Nf4(torch.from_numpy(np.array(tensor.dequantise())).to(self.device))
+        if len(tensor.shape) == 2 and tensor.type in ("F32", "F16", "BF16"):
+            if self.keep == "nf4":
+                return Nf4(torch.from_numpy(np.array(tensor.dequantise())).to(self.device))
+            if self.keep == "q8_0":
+                return Frozen(rounded_to(tensor, "Q8_0"), self.device)
         if len(tensor.shape) == 2 and self.keep != "floats" and tensor.type != "F32":
             return Frozen(tensor, self.device)
         return self._floats(tensor)
@@ -71,7 +75,7 @@ class Torch:
         return table.rows(ids) if isinstance(table, Frozen) else F.embedding(ids, table).float()
 
     def linear(self, x: Tensor, *ws: Weight) -> Any:
-        ys = linear(self._strips, x, ws)
+        ys = linear(self._products, x, ws)
         return ys if len(ys) > 1 else ys[0]
 
     def rms_norm(self, x: Tensor, w: Tensor, eps: float) -> Tensor:
@@ -111,7 +115,7 @@ class Torch:
 
     def lengths(self, w: Adapted) -> Tensor:
         """(out,): the length of each row of the adapted weight."""
-        return self._strips.lengths(w)
+        return self._products.lengths(w)
 
     def attend_whole(
         self, q: Tensor, k: Tensor, v: Tensor, spans: np.ndarray, window: int | None, head_dim: int
@@ -121,7 +125,7 @@ class Torch:
 
     def logprobs(self, states: Tensor, output: Any, targets: Any) -> Tensor:
         """states (R, dim), targets (R,) ids -> (R,) log p(target), the logits never all there at once."""
-        return logprobs(self._strips, states, output, torch.as_tensor(targets, dtype=torch.long, device=self.device))
+        return logprobs(self._products, states, output, torch.as_tensor(targets, dtype=torch.long, device=self.device))
 
 
 def _alike(spans: np.ndarray, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .weights import verbs
+from .memory import empty
+from .weights import as_numpy, verbs
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,31 +52,26 @@ def _native(*its: Tensor) -> bool:
     return all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in its)
 
 
-def _numpy(x: Tensor) -> np.ndarray:
-    """The same memory."""
-    return np.asarray(x.detach().numpy())
-
-
 def _rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
     if not _native(x, w):
         return F.rms_norm(x, w.shape, w, eps)
-    y = torch.empty_like(x)
-    verbs().rms_norm(_numpy(x), _numpy(w), eps, _numpy(y))
+    y = empty(x, *x.shape)
+    verbs().rms_norm(as_numpy(x), as_numpy(w), eps, as_numpy(y))
     return y
 
 
 def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
     if not _native(gate, up):
         return F.silu(gate) * up
-    y = torch.empty_like(gate)
-    verbs().swiglu(_numpy(gate), _numpy(up), _numpy(y))
+    y = empty(gate, *gate.shape)
+    verbs().swiglu(as_numpy(gate), as_numpy(up), as_numpy(y))
     return y
 
 
 def _rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if _native(x, cos, sin):
-        y = x.detach().clone()
-        verbs().rope(_numpy(y), _numpy(cos), _numpy(sin))
+        y = empty(x, *x.shape).copy_(x.detach())
+        verbs().rope(as_numpy(y), as_numpy(cos), as_numpy(sin))
         return y
     a, b = x.reshape(len(x), -1, cos.shape[1], 2).unbind(-1)  # (T, H, D/2) each
     c, s = cos[:, None], sin[:, None]
@@ -97,8 +92,8 @@ class _RmsNorm(torch.autograd.Function):
         x, w = ctx.saved_tensors
         dy, dx, dw = dy.contiguous(), None, None
         if _native(x, w, dy):
-            dx = torch.empty_like(x)
-            verbs().rms_norm_back(_numpy(x), _numpy(w), ctx.eps, _numpy(dy), _numpy(dx))
+            dx = empty(x, *x.shape)
+            verbs().rms_norm_back(as_numpy(x), as_numpy(w), ctx.eps, as_numpy(dy), as_numpy(dx))
             if not ctx.needs_input_grad[1]:
                 return dx, None, None
         factor = x.square().mean(1, keepdim=True).add_(ctx.eps).rsqrt_()
@@ -122,8 +117,8 @@ class _SwiGlu(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         dy = dy.contiguous()
         if _native(gate, up, dy):
-            dgate, dup = torch.empty_like(gate), torch.empty_like(up)
-            verbs().swiglu_back(*(_numpy(t) for t in (gate, up, dy, dgate, dup)))
+            dgate, dup = empty(gate, *gate.shape), empty(up, *up.shape)
+            verbs().swiglu_back(*(as_numpy(t) for t in (gate, up, dy, dgate, dup)))
             return dgate, dup
         s = gate.sigmoid()
         return dy * up * s * (1 + gate * (1 - s)), dy * gate * s

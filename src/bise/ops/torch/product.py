@@ -1,33 +1,75 @@
 """Products with weights of every kind, and their way back: y = W x + scale * B (A x).
 
-Weights that stay as they are have no gradient, so the way back needs W once more, the input, and nothing else. A W that
-is kept in 4 or 16 bits is decoded strip by strip, into one piece of memory that all weights share, on both ways:
-at no time is there more of it than a strip.
+Weights that stay as they are have no gradient, so the way back needs W once more, the input, and nothing else. On the
+CPU a quantised W takes the kernels that serve it, in 8 bits on both ways: what is trained is the function that will be
+served, and its rounding counts as none on the way back (straight-through, Bengio et al. 2013, section 4). Another W
+that is not kept as floats is decoded strip by strip, into one piece of memory that all weights share: at no time is
+there more of it than a strip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .memory import empty
 from .pointwise import Recipe
-from .weights import Adapted, Kept
+from .weights import Adapted, Frozen, Kept, as_numpy, verbs
 
 STRIP = 1 << 22  # values of a weight decoded at a time
 _TINY = 1e-30
 
 
-class Strips:
-    """The memory that weights are decoded into, one strip at a time."""
+class Products:
+    """Products with weights that need no gradient, and the memory that they are decoded into."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0)
 
-    def of(self, w: Tensor | Kept) -> Iterator[tuple[slice, Tensor]]:
+    def forward(self, x: Tensor, ws: Sequence[Tensor | Kept]) -> list[Tensor]:
+        """x (T, in) -> x @ W.T (T, out) each; with a 16-bit tensor the product is made in its type."""
+        kernels = _kernels_of(ws)
+        if kernels is None:
+            return [self._forward(x, w) for w in ws]
+        ys = [empty(x, len(x), w.shape[0]) for w in ws]
+        verbs().linear(as_numpy(x.contiguous()), kernels, tuple(as_numpy(y) for y in ys))
+        return ys
+
+    def back(self, dys: Sequence[Tensor], ws: Sequence[Tensor | Kept]) -> Tensor:
+        """dy (T, out) each -> the sum of all dy @ W (T, in)."""
+        dx = empty(dys[0], len(dys[0]), ws[0].shape[1])
+        kernels = _kernels_of(ws)
+        if kernels is not None:
+            verbs().linear_back(tuple(as_numpy(dy.contiguous()) for dy in dys), kernels, as_numpy(dx))
+            return dx
+        strips = ((dy[:, rows], strip) for dy, w in zip(dys, ws, strict=True) for rows, strip in self._strips(w))
+        for number, (dy, strip) in enumerate(strips):
+            if strip.dtype == dx.dtype:
+                dx.addmm_(dy, strip, beta=min(number, 1))
+            else:
+                dx = (dx if number else 0) + dy.to(strip.dtype) @ strip
+        return dx.to(dys[0].dtype)
+
+    def lengths(self, w: Adapted) -> Tensor:
+        """(out,): the length of each row of W + scale * B A."""
+        found = w.b.new_empty(len(w.b))
+        for rows, strip in self._strips(w.base):
+            found[rows] = torch.addmm(strip.to(w.a.dtype), w.b[rows], w.a, alpha=w.scale).norm(dim=1)
+        return found
+
+    def _forward(self, x: Tensor, w: Tensor | Kept) -> Tensor:
+        if isinstance(w, Tensor) and w.dtype != x.dtype:
+            return (x.to(w.dtype) @ w.T).to(x.dtype)
+        y = empty(x, len(x), w.shape[0])
+        for rows, strip in self._strips(w):
+            torch.mm(x, strip.T, out=y[:, rows])
+        return y
+
+    def _strips(self, w: Tensor | Kept) -> Iterator[tuple[slice, Tensor]]:
         """(rows, those rows as floats), all of them in order; each is lost with the next."""
         if isinstance(w, Tensor):
             yield slice(None), w
@@ -43,128 +85,86 @@ class Strips:
             w.decode(start, end, strip)
             yield slice(start, end), strip
 
-    def product(self, x: Tensor, w: Tensor | Kept) -> Tensor:
-        """x (T, in) -> x @ W.T (T, out); with a 16-bit tensor the product is made in its type."""
-        if isinstance(w, Tensor):
-            return (x.to(w.dtype) @ w.T).to(x.dtype)
-        y = x.new_empty(len(x), w.shape[0])
-        for rows, strip in self.of(w):
-            torch.mm(x, strip.T, out=y[:, rows])
-        return y
 
-    def back(self, dy: Tensor, w: Tensor | Kept, dx: Tensor | None) -> Tensor:
-        """dy (T, out) -> dx + dy @ W (T, in), added in place where there is a dx."""
-        for rows, strip in self.of(w):
-            part = dy[:, rows].to(strip.dtype)
-            if dx is None:
-                dx = (part @ strip).to(dy.dtype)
-            elif strip.dtype == dx.dtype:
-                dx.addmm_(part, strip)
-            else:
-                dx += part @ strip
-        assert dx is not None  # a matrix has rows
-        return dx
-
-    def lengths(self, w: Adapted) -> Tensor:
-        """(out,): the length of each row of W + scale * B A."""
-        found = w.b.new_empty(len(w.b))
-        for rows, strip in self.of(w.base):
-            found[rows] = torch.addmm(strip.to(w.a.dtype), w.b[rows], w.a, alpha=w.scale).norm(dim=1)
-        return found
-
-
-def linear(strips: Strips, x: Tensor, ws: Sequence[Any]) -> tuple[Tensor, ...]:
+def linear(products: Products, x: Tensor, ws: Sequence[Any]) -> tuple[Tensor, ...]:
     """x (T, in), each w (out_i, in) -> (T, out_i) each; x is remembered once for all of them."""
-    leaves = [leaf for w in ws for leaf in _leaves(w)]
+    leaves = [leaf for w in ws for leaf in leaves_of(w)]
     if not torch.is_grad_enabled() or not (x.requires_grad or any(leaf.requires_grad for leaf in leaves)):
-        return tuple(_forward(strips, x, w)[0] for w in ws)
+        return tuple(_forward(products, x, ws)[0])
     recipe: Recipe = getattr(x, "recipe", None) or Recipe(_itself, (x,))
-    ys: tuple[Tensor, ...] = _Linear.apply(strips, ws, recipe, x, *recipe.of, *leaves)  # type: ignore[no-untyped-call]
+    ys: tuple[Tensor, ...] = _Linear.apply(products, ws, recipe, x, *recipe.of, *leaves)  # type: ignore[no-untyped-call]
     return ys
 
 
-def _itself(x: Tensor) -> Tensor:
-    return x
-
-
-def _leaves(w: Any) -> list[Tensor]:
+def leaves_of(w: Any) -> list[Tensor]:
     """The tensors of a weight that may be trained."""
     if isinstance(w, Adapted):
         return [w.a, w.b] if w.magnitude is None else [w.a, w.b, w.magnitude]
     return [w] if isinstance(w, Tensor) else []
 
 
-def _again(w: Any) -> Callable[[Iterator[Tensor]], Any]:
-    """How to put a weight together again from its leaves. They are remembered as the graph remembers tensors, and no
-    other way, so that inside a checkpoint they may go and come."""
-    if isinstance(w, Tensor):
-        return next
-    if isinstance(w, Adapted):
-        base, scale, dora = w.base, w.scale, w.magnitude is not None
-        return lambda leaves: Adapted(base, next(leaves), next(leaves), scale, next(leaves) if dora else None)
-    return lambda leaves: w
+def _kernels_of(ws: Sequence[Tensor | Kept]) -> tuple[Any, ...] | None:
+    """What the C++ kernels multiply by, where all of these are theirs."""
+    found = tuple(w.kernel for w in ws if isinstance(w, Frozen) and w.kernel)
+    return found if len(found) == len(ws) else None
 
 
-def _forward(strips: Strips, x: Tensor, w: Any) -> tuple[Tensor, list[Tensor]]:
-    """-> y, and what the way back wants besides: for an adapter A x, for DoRA also the rows' lengths, and y."""
-    if not isinstance(w, Adapted):
-        return strips.product(x, w), []
-    y, h = strips.product(x, w.base), x @ w.a.T
-    y.addmm_(h, w.b.T, alpha=w.scale)
-    if w.magnitude is None:
-        return y, [h]
-    lengths = strips.lengths(w).clamp_min_(_TINY)
-    y *= w.magnitude / lengths
-    return y, [h, lengths, y]
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
+def _base(w: Any) -> Any:
+    return w.base if isinstance(w, Adapted) else w
+
+
+def _forward(products: Products, x: Tensor, ws: Sequence[Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """-> ys, and what the way back wants besides: of every adapter A x, of DoRA also the rows' lengths, and y."""
+    ys, kept = products.forward(x, [_base(w) for w in ws]), []
+    adapted = [(w, y) for w, y in zip(ws, ys, strict=True) if isinstance(w, Adapted)]
+    if adapted:
+        inner = x @ torch.cat([w.a for w, _ in adapted]).T  # as one product: x is read once
+        for (w, y), h in zip(adapted, torch.split(inner, [len(w.a) for w, _ in adapted], dim=1), strict=True):
+            y.addmm_(h, w.b.T, alpha=w.scale)
+            kept.append(h)
+            if w.magnitude is not None:
+                lengths = products.lengths(w).clamp_min_(_TINY)
+                y *= w.magnitude / lengths
+                kept += [lengths, y]
+    return ys, kept
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, strips: Strips, ws: Sequence[Any], recipe: Recipe, x: Tensor, *rest: Tensor) -> Any:
-        ys, kept = [], []
-        for w in ws:
-            y, more = _forward(strips, x, w)
-            ys.append(y)
-            kept += more
+    def forward(ctx: Any, products: Products, ws: Sequence[Any], recipe: Recipe, x: Tensor, *rest: Tensor) -> Any:
+        ys, kept = _forward(products, x, ws)
         ctx.save_for_backward(*rest, *kept)
-        ctx.strips, ctx.recipe, ctx.rest = strips, (recipe.make, len(recipe.of)), len(rest)
-        ctx.ws = [_again(w) for w in ws]
+        ctx.products, ctx.ws, ctx.recipe, ctx.rest = products, ws, (recipe.make, len(recipe.of)), len(rest)
         return tuple(ys)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *dys: Tensor) -> tuple[Any, ...]:
         make, sources = ctx.recipe
-        saved = ctx.saved_tensors  # to be asked for once only: a checkpoint computes them when it is
-        x, wanted, mores = make(*saved[:sources]), ctx.needs_input_grad[3], iter(saved[ctx.rest :])
-        leaves = iter(saved[sources : ctx.rest])
-        dx: Tensor | None = None
-        grads: list[Tensor | None] = []
-        for again, dy in zip(ctx.ws, dys, strict=True):
-            w = again(leaves)
+        saved = ctx.saved_tensors
+        x, kept = make(*saved[:sources]), iter(saved[ctx.rest :])
+        grads: list[list[Tensor | None]] = []  # of every weight
+        through, inner = [], []  # the gradients of W x, and of A x
+        for w, dy in zip(ctx.ws, dys, strict=True):
             if isinstance(w, Adapted):
-                dx, found = _adapted_back(ctx.strips, w, x, mores, dy, dx, wanted)
-                grads += found
-                continue
-            if wanted:
-                dx = ctx.strips.back(dy, w, dx)
-            if isinstance(w, Tensor):
-                grads.append(dy.T @ x if ctx.needs_input_grad[4 + sources + len(grads)] else None)
-        return None, None, None, dx, *(None for _ in range(sources)), *grads
-
-
-def _adapted_back(
-    strips: Strips, w: Adapted, x: Tensor, mores: Iterator[Tensor], dy: Tensor, dx: Tensor | None, wanted: bool
-) -> tuple[Tensor | None, list[Tensor]]:  # fmt: skip
-    """-> dx (its part added), [dA, dB, for DoRA d magnitude]. mores: what `_forward` gave besides y."""
-    h, magnitude = next(mores), []
-    if w.magnitude is not None:
-        lengths, y = next(mores), next(mores)
-        factor = w.magnitude / lengths
-        magnitude = [(dy * y).sum(0) / torch.where(w.magnitude == 0, 1, w.magnitude)]
-        dy = dy * factor
-    g = dy @ w.b  # (T, rank)
-    if wanted:
-        dx = strips.back(dy, w.base, dx)
-        dx.addmm_(g, w.a, alpha=w.scale)
-    return dx, [(g.T @ x).mul_(w.scale), (dy.T @ h).mul_(w.scale), *magnitude]
+                h, own = next(kept), []
+                if w.magnitude is not None:
+                    lengths, y = next(kept), next(kept)
+                    own = [(dy * y).sum(0) / torch.where(w.magnitude == 0, 1, w.magnitude)]
+                    dy = dy * (w.magnitude / lengths)
+                inner.append((dy @ w.b).mul_(w.scale))  # (T, rank)
+                grads.append([inner[-1].T @ x, (dy.T @ h).mul_(w.scale), *own])
+            else:
+                wanted = isinstance(w, Tensor) and w.requires_grad
+                grads.append([dy.T @ x if wanted else None] if isinstance(w, Tensor) else [])
+            through.append(dy)
+        dx = None
+        if ctx.needs_input_grad[3]:
+            dx = ctx.products.back(through, [_base(w) for w in ctx.ws])
+            if inner:
+                dx.addmm_(torch.cat(inner, 1), torch.cat([w.a for w in ctx.ws if isinstance(w, Adapted)]))
+        return None, None, None, dx, *(None for _ in range(sources)), *(grad for own in grads for grad in own)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ... import _kernels
-from ...quant import QTensor
+from ...quant import TYPES, QTensor, nbytes
 from .decode import decode
 
 
@@ -30,13 +30,19 @@ class Kept(Protocol):
 
 
 class Frozen:
-    """A matrix as its file has it, in any type of quant.TYPES, used as it is; on the CPU where it lies."""
+    """A matrix as its file has it, in any type of quant.TYPES, used as it is; on the CPU where it lies.
+
+    kernel  what the C++ kernels multiply by, of quantised types on the CPU, else None
+    """
 
     def __init__(self, tensor: QTensor, device: torch.device) -> None:
         out, columns = tensor.shape
         self.type, self.shape, self.device = tensor.type, (out, columns), device
         self._data: Any = tensor.data.reshape(out, -1)
-        if device.type != "cpu":
+        self.kernel: Any = None
+        if device.type == "cpu" and TYPES[tensor.type].block > 1:
+            self.kernel = verbs().keep(tensor.type, tensor.data.reshape(-1), out, columns)
+        elif device.type != "cpu":
             self._data = torch.from_numpy(np.array(self._data)).to(device)
 
     def decode(self, start: int, end: int, out: Tensor) -> None:
@@ -52,6 +58,13 @@ class Frozen:
             verbs().dequantise(self.type, data.reshape(-1), out.numpy())
         else:
             out.copy_(decode(self.type, data).view_as(out))
+
+
+def rounded_to(tensor: QTensor, type: str) -> QTensor:
+    """The same numbers in another block format."""
+    data = np.empty(nbytes(type, tensor.shape), np.uint8)
+    verbs().quantise(type, np.ascontiguousarray(tensor.dequantise()), None, data)
+    return QTensor(type, tensor.shape, data)
 
 
 def _levels() -> Tensor:
@@ -136,6 +149,11 @@ class Adapted:
     b: Tensor
     scale: float
     magnitude: Tensor | None = None
+
+
+def as_numpy(x: Tensor) -> np.ndarray:
+    """The same memory."""
+    return np.asarray(x.detach().numpy())
 
 
 def verbs() -> _kernels.Verbs:
