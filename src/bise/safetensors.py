@@ -280,8 +280,12 @@ def _later(progress: Progress | None, before: int, total: int) -> Progress | Non
     return None if progress is None else lambda done, _: progress(before + done, total)
 
 
-def save(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Arrays of any kind in SAVED, whole or not at all: what a program keeps for itself. `load` gives them back."""
+def save(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str],
+    read: Callable[[str], np.ndarray] | None = None,
+) -> None:  # fmt: skip
+    """Arrays of any kind in SAVED, whole or not at all: what a program keeps for itself. `load` gives them back.
+    read: gives each by its name, in order, when it is written; `arrays` then say no more than shapes and types."""
     kinds = {dtype: name for name, dtype in SAVED.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
@@ -292,17 +296,18 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadat
     raw += b" " * (-len(raw) % 8)
     with replacing(path) as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
-        for array in arrays.values():
+        for name, array in arrays.items():
+            array = read(name) if read else array
             file.write(np.ascontiguousarray(array).data if array.size else b"")
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """-> what `save` was given, the arrays read into memory. FormatError."""
+    """-> what `save` was given; the arrays lie in the file, mapped, and are read when they are touched. FormatError."""
     file = Mapped(path)
     header = parse(file.data.data, file.size, str(path))
     arrays = {}
     for name, place in header.tensors.items():
         if place.type not in SAVED:
             raise FormatError(f"{path}: tensor {name!r} is {place.type}, expected one of {', '.join(SAVED)}")
-        arrays[name] = file.data[place.begin : place.end].copy().view(SAVED[place.type]).reshape(place.shape)
+        arrays[name] = file.data[place.begin : place.end].view(SAVED[place.type]).reshape(place.shape)
     return arrays, header.metadata

@@ -93,9 +93,9 @@ class Each:
     batch: Annotated[str | None, option(STEP, "--batch", metavar="N|Nt",
         help="What a step learns from: rows (16) or tokens (4096t). Default: 16.")] = None
     memory: Annotated[str | None, option(STEP, "--memory", metavar="16g",
-        help="The most memory that it may take: what it will need is computed before it begins, micro-batch and "
+        help="The most memory that a process may take: what it will need is computed before it begins, micro-batch and "
              "checkpointing are chosen so that it fits, and where nothing does it says so with numbers. Default: nine "
-             "tenths of what is free.")] = None
+             "tenths of what is free; of several processes on a machine, each gets its part.")] = None
     micro: Annotated[int | None, option(STEP, "--micro", metavar="TOKENS",
         help="What is computed at once. Fewer take less memory and come to the same. Default: as --memory allows.",
         )] = None

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,6 +67,7 @@ def tune(
 
     began = time.monotonic() - _age()
     _need_torch()
+    seen = replace(seen, quiet=seen.quiet or not _first())
     listen(seen.quiet)
     given = asked(way, rows, length, step, seen)
     if seen.resume is not None:
@@ -92,6 +93,11 @@ def _age() -> float:
             return min(60.0, max(0.0, float(file.read().split()[0]) - started))
     except (OSError, ValueError, IndexError):
         return 0.0
+
+
+def _first() -> bool:
+    """Of several processes one talks to the terminal: the first, as torchrun counts them."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _need_torch() -> None:
@@ -185,9 +191,11 @@ def _teach(run: Callable[..., tuple[Path, dict[str, Any]]], seen: Seen, began: f
             out, card = run(watch=watch, wanted=wanted, clock=Clock(since=began))
         except BadData as bad:
             lesson.close()
-            show_faults(bad)
+            if _first():
+                show_faults(bad)
             raise
-    _said(out, card, seen)
+    if _first():
+        _said(out, card, seen)
     if not card.get("result", {}).get("ended", ""):
         raise typer.Exit(130)
 

@@ -16,19 +16,21 @@ class Flat:
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = dict(tensors)
-        places, size = {}, 0
+        self.places: dict[str, slice] = {}  # of whole blocks: the last one of a tensor is filled up with zeros
+        size = 0
         for name, tensor in self.tensors.items():
-            places[name] = slice(size, size + tensor.numel())
-            size += -(-tensor.numel() // BLOCK) * BLOCK
+            self.places[name] = slice(size, size - (-tensor.numel() // BLOCK) * BLOCK)
+            size = self.places[name].stop
         device = next(iter(self.tensors.values())).device
         self.values = torch.zeros(size, device=device)
         self.gradient = torch.zeros(size, device=device)
         self._gradients: dict[str, Tensor] = {}
         for name, tensor in self.tensors.items():
-            part = self.values[places[name]].view(tensor.shape)
+            begin, end = self.places[name].start, self.places[name].start + tensor.numel()
+            part = self.values[begin:end].view(tensor.shape)
             part.copy_(tensor.detach())
             tensor.data = part
-            self._gradients[name] = self.gradient[places[name]].view(tensor.shape)
+            self._gradients[name] = self.gradient[begin:end].view(tensor.shape)
         self.zero()
 
     def zero(self) -> None:

@@ -206,30 +206,33 @@ class _Teaching:
         self.watch.read(rows, settings, planned)
         student = self._student(weights, settings)
         now = {"model": weights.fingerprint, "data": rows.report.digest, **card.versions(), "threads": _threads()}
-        if before:
-            _compare(self.folder, before["identity"], now)
+        if before:  # of another number of processes the bits differ in any case
+            others = () if before.get("processes") == self.ranks.size else ("threads",)
+            _compare(self.folder, before["identity"], {name: it for name, it in now.items() if name not in others})
         self.ranks.agree("model, data and versions", repr(sorted(now.items())).encode())
         facts = dict(before) or {
             "kind": KIND, "begun": machine.now(), "asked": job.facts(), "settings": settings.facts(), "identity": now,
             "machine": card.machine(job.device), "chat": chat.name if chat else None, "data": rows.report.card(),
             "memory": planned.facts() if planned else None, "weights": weights.config.parameters,
-            "trained": sum(t.numel() for t in student.trained.values()),
+            "trained": sum(t.numel() for t in student.trained.values()), "processes": self.ranks.size,
         }  # fmt: skip
         self._write(facts)
         return self._train(student, weights, rows, settings, facts)
 
     def _planned(self, weights: Weights, rows: data.Dataset) -> tuple[Settings, memory.Plan]:
-        """Micro-batch and checkpointing as the memory allows. RequestError, with the numbers, where nothing fits."""
-        job, settings = self.job, self.job.settled(weights.config, len(rows.train))
-        limit = job.memory or (memory.free() if job.device == "cpu" else None)
-        subject = memory.Subject.of(weights, job.method, job.rank, job.targets, job.base, settings.bits)
+        """Micro-batch and checkpointing as rank 0's memory allows. RequestError, with the numbers, where nothing
+        fits."""
+        job, settings, ranks = self.job, self.job.settled(weights.config, len(rows.train)), self.ranks
+        limit = job.memory or (memory.free(ranks.here) if job.device == "cpu" else None)
+        subject = memory.Subject.of(weights, job.method, job.rank, job.targets, job.base, settings.bits, ranks.size)
         batch, mean = Batch.read(settings.batch), rows.report.tokens / len(rows.train)
         step = round(batch.size * (1 if batch.unit == "tokens" else 1.5 * mean))  # of rows, the longest steps too
         found = memory.plan(
             subject, list(rows.train), step, limit, micro=job.settings.get("micro"),
             checkpointing=job.settings.get("checkpointing"),
         )  # fmt: skip
-        return replace(settings, micro=found.micro, checkpointing=found.checkpointing), found
+        micro, checkpointing = ranks.told([found.micro, found.checkpointing])
+        return replace(settings, micro=int(micro), checkpointing=bool(checkpointing)), found
 
     def _student(self, weights: Weights, settings: Settings) -> Student:
         job = self.job
@@ -273,8 +276,11 @@ class _Teaching:
         except BrokenError as error:
             self._result(facts, training.at, str(error))
             raise
-        if at.ended and self.ranks.first:
-            self._hand_over(student, weights, settings, shown, at, facts)
+        if at.ended:
+            del training  # and with it gradients and averages: what follows wants memory as well
+            student.together()
+            if self.ranks.first:
+                self._hand_over(student, weights, settings, shown, at, facts)
         return self._result(facts, at)
 
     def _objective(self, student: Student, weights: Weights, rows: data.Dataset) -> Objective:

@@ -21,7 +21,7 @@ from ..errors import RequestError
 from . import checkpoint
 from .alarm import BrokenError, named
 from .budget import CALM, LEAST, OFF, RISE, WARM, Clock, Pace
-from .distributed import Ranks
+from .distributed import ALONE, Ranks
 from .optimiser import Optimiser
 from .pack import Batch, Rows, Step, micro_batches, steps
 from .run import Run
@@ -68,8 +68,9 @@ class Training:
         """wanted: asked between two micro-batches whether to stop; clock: when it began, for the budget; closing:
         seconds that the caller needs after the last step. Where the folder has a checkpoint, it goes on from there."""
         self.student, self.rows, self.settings, self.folder = student, rows, settings, folder
-        self.held_out, self.objective, self.ranks = held_out, objective, ranks or Ranks()
+        self.held_out, self.objective, self.ranks = held_out, objective, ranks or ALONE
         self.watch, self.wanted, self.clock = watch, wanted or (lambda: False), clock or Clock()
+        student.share(self.ranks)
         self.optimiser = chosen(student, settings)
         self.batch = Batch.read(settings.batch)
         student.noise, student.checkpointing = settings.noise, settings.checkpointing
@@ -80,8 +81,8 @@ class Training:
         self._saved = self._learning = time.monotonic()
 
     def run(self) -> Standing:
-        """To the end, or to what ends it; stopped on somebody's wish, `at.ended` is "". BrokenError where the loss has
-        become no number, or explodes."""
+        """To the end, or to what ends it; stopped on somebody's wish, `at.ended` is "". Each rank's student is left
+        with what it keeps. BrokenError where the loss has become no number, or explodes."""
         try:
             if not self.at.ended:
                 self._go()
@@ -146,8 +147,8 @@ class Training:
         self.clock.before += max([at.seconds, *(note["seconds"] for note in notes)])  # what was lost counts too
         if self._writes:
             self.folder.trim(at.step)
-            if at.best_step == at.step > 0:  # it may have ended before this was written
-                checkpoint.keep(self.folder.best, self.student, at.step)
+        if at.best_step == at.step > 0:  # it may have ended before this was written
+            checkpoint.keep(self.folder.best, self.student, at.step, self.ranks)
         return at
 
     # ---- a step
@@ -155,7 +156,7 @@ class Training:
     def _learn(self, step: Step) -> None:
         at, started = self.at, time.monotonic()
         loss, count, figures = self._gradient(step.examples)
-        norm = self.optimiser.clip(self.settings.clip)
+        norm = self.optimiser.clip(self.settings.clip, self.ranks)
         wrong = at.alarm.look(loss, norm)
         if wrong:
             raise self._broken(wrong, step)
@@ -175,41 +176,33 @@ class Training:
     def _gradient(self, examples: Sequence[Example]) -> tuple[float, int, dict[str, float]]:
         """The mean loss of a step, its count and its figures; its gradient lies in the optimiser."""
         self.optimiser.zero()
+        self.student.stir(self.settings.seed, self.at.step, self.ranks.rank)
         self._pause()
 
         def back(loss: Tensor) -> None:
             loss.backward()  # type: ignore[no-untyped-call]
-            if not self.settings.noise:  # which has drawn from the student's chance: that step has to be finished
-                self._pause()
+            self._pause()
 
         loss, count, figures = self._sums(examples, back)
         for gradient in self.optimiser.gradients:
-            self.ranks.add(gradient)
             gradient.div_(count)
         return loss / count, count, {name: value / count for name, value in figures.items()}
 
     def _sums(self, examples: Sequence[Example], back: Callable[[Tensor], None]) -> tuple[float, int, dict[str, float]]:
         """Sums over all rows, of all ranks. back: what is done with each micro-batch's loss."""
         sums: dict[str, float] = {"loss": 0.0, "count": 0}
-        for pack in self.ranks.share(self._packs(examples)):
+        for pack, counts in self.ranks.share(self._packs(examples)):
             loss, count, figures = self.objective(self.student, pack)
-            back(loss)
+            back(counts * loss)
             for name, value in {"loss": float(loss.detach()), "count": count, **figures}.items():
-                sums[name] = sums.get(name, 0.0) + value
-        if self.ranks.size > 1:
-            sums = dict(zip(sums, self.ranks.total(list(sums.values())), strict=True))
+                sums[name] = sums.get(name, 0.0) + counts * value
+        sums = dict(zip(sums, self.ranks.total(list(sums.values())), strict=True))
         return sums.pop("loss"), max(1, int(sums.pop("count"))), sums
 
     def _packs(self, examples: Sequence[Example]) -> list[list[Example]]:
-        """Micro-batches, at least one for each rank. RequestError where there are fewer rows than ranks."""
-        if len(examples) < self.ranks.size:
-            raise RequestError(
-                f"{len(examples)} rows for {self.ranks.size} ranks: give steps (--batch) and the held-out rows at "
-                "least a row for each"
-            )
-        most, share = self.settings.micro, -(-sum(map(len, examples)) // self.ranks.size)
-        packs = micro_batches(examples, most if self.ranks.size == 1 else min(most, share))
-        return packs if len(packs) >= self.ranks.size else micro_batches(examples, 1)
+        """Micro-batches, so small that there is work for every rank."""
+        share = -(-sum(map(len, examples)) // self.ranks.size)
+        return micro_batches(examples, min(self.settings.micro, share))
 
     def _broken(self, wrong: str, step: Step) -> BrokenError:
         """The error that names the rows: those whose loss alone is no number, or all of the step."""
@@ -241,7 +234,7 @@ class Training:
             self._look()
             if s.patience and at.worse >= s.patience:
                 at.ended = at.ended or "early stop"
-        elif at.step and ((s.save_every and at.step % s.save_every == 0) or time.monotonic() - self._saved > EVERY):
+        elif at.step and ((s.save_every and at.step % s.save_every == 0) or self._stale()):
             self._save()
         self._plan()
 
@@ -261,8 +254,8 @@ class Training:
             at.worse += 1
         self._note({"held_out": at.held_out, **{name: value / count for name, value in figures.items()}})
         self._save()
-        if better and self._writes:
-            checkpoint.keep(self.folder.best, self.student, at.step)
+        if better:
+            checkpoint.keep(self.folder.best, self.student, at.step, self.ranks)
         self._tell()
 
     # ---- time
@@ -290,15 +283,17 @@ class Training:
     def _no_time(self) -> bool:
         """Under a budget: no time for another step; `ended` says so then."""
         budget = self.settings.budget
-        if budget is not None and not self.pace.fits(budget - self.clock.spent()):
-            self.at.ended = "time"
-        if self.ranks.size > 1 and any(self.ranks.total([float(self.at.ended == "time")])):
+        if self.ranks.any(budget is not None and not self.pace.fits(budget - self.clock.spent())):
             self.at.ended = "time"
         return self.at.ended == "time"
 
+    def _stale(self) -> bool:
+        """The last checkpoint is an old one, by rank 0's clock."""
+        return self.ranks.told([time.monotonic() - self._saved])[0] > EVERY
+
     def _pause(self) -> None:
-        """Between two micro-batches: whoever wants it to end gets it."""
-        if self.ranks.size == 1 and self.wanted():
+        """Between two micro-batches: whoever wants it to end gets it, of all ranks."""
+        if self.ranks.any(self.wanted()):
             raise Interrupted
 
     # ---- what stays
@@ -311,7 +306,7 @@ class Training:
         self.at.seconds, self._saved = self.clock.spent(), time.monotonic()
         if self._writes:
             self.folder.sync()
-            checkpoint.save(self.folder.last, self.student, self.optimiser, asdict(self.at))
+        checkpoint.save(self.folder.last, self.student, self.optimiser, asdict(self.at), self.ranks)
 
     def _note(self, fact: dict[str, Any]) -> None:
         if self._writes:
@@ -335,8 +330,8 @@ class Training:
 
 
 def chosen(student: Student, settings: Settings) -> Optimiser:
-    """The optimiser that the settings ask for, over everything that is trained."""
+    """The optimiser that the settings ask for, over everything that is trained and kept here."""
     s = settings
     if s.matrix_rate is not None:
-        return Optimiser.muon(student.trained, s.rate, s.matrix_rate, s.decay, s.bits)
-    return Optimiser.adamw(student.trained, s.rate, s.betas, s.decay, s.ratio, s.bits)
+        return Optimiser.muon(student.kept, s.rate, s.matrix_rate, s.decay, s.bits)
+    return Optimiser.adamw(student.kept, s.rate, s.betas, s.decay, s.ratio, s.bits)

@@ -25,6 +25,7 @@ from ..ops.torch import weights as matrices
 from ..ops.torch.product import STRIP
 from ..quant import nbytes
 from ..weights import Weights, expected_shapes
+from .keepers import held
 from .sample import Example, Pair, Sample, Verdict
 from .student import Student
 
@@ -43,6 +44,7 @@ class Subject:
 
     types    canonical name -> type of its file
     base     "as it is" | "nf4" | "q8_0";  method "lora" | "dora" | "full";  bits: of the optimiser's averages
+    ranks    processes that share what is trained
     """
 
     config: Config
@@ -53,28 +55,41 @@ class Subject:
     targets: Sequence[str] = ()
     base: str = "as it is"
     bits: int = 32
+    ranks: int = 1
 
     @classmethod
     def of(
-        cls, weights: Weights, method: str, rank: int, targets: Sequence[str], base: str = "as it is", bits: int = 32
-    ) -> Subject:
+        cls, weights: Weights, method: str, rank: int, targets: Sequence[str], base: str = "as it is", bits: int = 32,
+        ranks: int = 1,
+    ) -> Subject:  # fmt: skip
         """Reads nothing but headers."""
         entries = weights.entries
         types = {name: entry.type for name, entry in entries.items()}
         sizes = {name: entry.nbytes for name, entry in entries.items()}
-        return cls(weights.config, types, sizes, method, rank, tuple(targets), base, bits)
+        return cls(weights.config, types, sizes, method, rank, tuple(targets), base, bits, ranks)
 
     @property
-    def trained(self) -> int:
-        """Numbers that are trained."""
+    def trained(self) -> dict[str, int]:
+        """Numbers that are trained, by the weight that they change."""
         shapes = {name: shape for name, shape in expected_shapes(self.config).items() if name in self.types}
         if self.method == "full":
-            return sum(_count(shape) for shape in shapes.values())
-        found = 0
-        for name, shape in shapes.items():
-            if name.rpartition(".")[2] in self.targets:
-                found += self.rank * sum(shape) + (shape[0] if self.method == "dora" else 0)
-        return found
+            return {name: _count(shape) for name, shape in shapes.items()}
+        return {
+            name: self.rank * sum(shape) + (shape[0] if self.method == "dora" else 0)
+            for name, shape in shapes.items() if name.rpartition(".")[2] in self.targets
+        }  # fmt: skip
+
+    @property
+    def kept(self) -> int:
+        """Of those, the most that a rank keeps."""
+        return max(held(self.trained, self.ranks))
+
+    def visiting(self, checkpointing: bool) -> int:
+        """Of those, the most that a rank has of others' at a time."""
+        if not checkpointing:
+            return sum(self.trained.values()) - self.kept
+        layer = sum(count for name, count in self.trained.items() if name.startswith("blk.0."))
+        return max(layer, *self.trained.values())
 
 
 @dataclass(frozen=True)
@@ -100,7 +115,7 @@ def samples_of(example: Example) -> list[Sample]:
 
 def predict(subject: Subject, load: Load, checkpointing: bool, process: int | None = None) -> dict[str, int]:
     """Bytes of every part at the moment when the most is held. process: what is held before the model is loaded."""
-    c, trained = subject.config, subject.trained
+    c, trained = subject.config, subject.kept
     kept, work = _on_the_way(subject, load, checkpointing)
     averages = 2 * FLOAT * trained if subject.bits == 32 else 2 * trained * (1 + FLOAT / matrices.GROUP)
     return {
@@ -110,6 +125,7 @@ def predict(subject: Subject, load: Load, checkpointing: bool, process: int | No
         "trained": FLOAT * trained,
         "gradients": FLOAT * trained,
         "optimiser": int(averages),
+        **({"other processes' weights": FLOAT * subject.visiting(checkpointing)} if subject.ranks > 1 else {}),
         "kept for the way back": kept,
         "work": work + FLOAT * load.tokens * c.head_dim,  # and the tables of RoPE
     }
@@ -307,9 +323,10 @@ def read_size(text: str) -> int:
     return int(float(match[1]) * (1 << 30 if match[2] == "g" else 1 << 20))
 
 
-def free(share: float = 0.9) -> int:
-    """The most that this process may hold: this share of what the system could still give, and what it has."""
-    return int(share * machine.free()) + resident()
+def free(processes: int = 1, share: float = 0.9) -> int:
+    """The most that each of so many processes may hold: this share of what the system could still give, divided, and
+    what it has."""
+    return int(share * machine.free() / processes) + resident()
 
 
 def probe(student: Student, objective: Objective, examples: Sequence[Example]) -> int:

@@ -7,8 +7,6 @@ leading zeros in a code stand for 10^-e, the bits after them divide the decade e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -61,9 +59,9 @@ class Moment:
         self.scales[strip.start // BLOCK : strip.stop // BLOCK] = scales
         self.codes[strip] = codes.view(-1).to(torch.uint8)
 
-    def state(self) -> dict[str, Tensor]:
-        return {"values": self.values} if self.bits == 32 else {"codes": self.codes, "scales": self.scales}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        for name, tensor in self.state().items():
-            tensor.copy_(state[name])
+    def state(self, strip: slice) -> dict[str, Tensor]:
+        """Of that strip, as it is kept: views."""
+        if self.bits == 32:
+            return {"values": self.values[strip]}
+        blocks = slice(strip.start // BLOCK, strip.stop // BLOCK)
+        return {"codes": self.codes[strip], "scales": self.scales[blocks]}

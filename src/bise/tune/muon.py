@@ -7,7 +7,6 @@ CPU multiplies fastest.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -34,7 +33,7 @@ class Muon:
         self.average = torch.zeros_like(flat.values)
 
     @torch.no_grad()
-    def step(self, share: float) -> None:
+    def step(self, share: float, number: int) -> None:
         rate = self.rate * share
         self.average.lerp_(self.flat.gradient, 1 - self.momentum)
         ahead = torch.lerp(self.flat.gradient, self.average, self.momentum)  # Nesterov's look ahead
@@ -53,7 +52,5 @@ class Muon:
         return found
 
     def state(self) -> dict[str, Tensor]:
-        return {"momentum": self.average}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        self.average.copy_(state["momentum"])
+        """name.momentum of each tensor: views."""
+        return {f"{name}.momentum": self.average[place] for name, place in self.flat.places.items()}

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .distributed import ALONE, Ranks
 from .flat import Flat
 from .moment import Moment
 from .muon import Muon
@@ -27,14 +30,12 @@ class AdamW:
         n, device = len(flat.values), flat.values.device
         self.first = Moment(n, bits, signed=True, device=device)
         self.second = Moment(n, bits, signed=False, device=device)
-        self.steps = torch.zeros((), dtype=torch.int64)
 
     @torch.no_grad()
-    def step(self, share: float) -> None:
-        """One step at this share of the peak rate."""
-        self.steps += 1
-        rate, t = self.rate * share, int(self.steps)
-        bias = [1 - beta**t for beta in self.betas]
+    def step(self, share: float, number: int) -> None:
+        """The step of this number, from 1, at this share of the peak rate."""
+        rate = self.rate * share
+        bias = [1 - beta**number for beta in self.betas]
         n = len(self.flat.values)
         for at in range(0, n, STRIP):
             strip = slice(at, min(at + STRIP, n))
@@ -47,21 +48,21 @@ class AdamW:
             self.second.write(strip, v)
 
     def state(self) -> dict[str, Tensor]:
-        averages = {"first": self.first, "second": self.second}
-        state = {f"{name}.{key}": value for name, of in averages.items() for key, value in of.state().items()}
-        return {"steps": self.steps, **state}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        self.steps.copy_(state["steps"])
-        self.first.restore(_below("first", state))
-        self.second.restore(_below("second", state))
+        """name.first.values and so on, of each tensor: views."""
+        return {
+            f"{name}.{average}.{key}": value
+            for name, place in self.flat.places.items()
+            for average, of in (("first", self.first), ("second", self.second))
+            for key, value in of.state(place).items()
+        }
 
 
 class Optimiser:
-    """All trained tensors, each in the part that treats it: its rate, its decay, AdamW or Muon."""
+    """All trained tensors, each in the part that treats it: its rate, its decay, AdamW or Muon. steps: made so far."""
 
     def __init__(self, parts: Mapping[str, AdamW | Muon]) -> None:
         self.parts = dict(parts)
+        self.steps = torch.zeros((), dtype=torch.int64)
 
     @classmethod
     def adamw(
@@ -86,10 +87,12 @@ class Optimiser:
         """From scratch: Muon for the matrices of the blocks, AdamW for embedding, output and norms."""
         inside = {n: t for n, t in tensors.items() if t.ndim == 2 and n.startswith("blk.")}
         rest = {n: t for n, t in tensors.items() if n not in inside}
-        return cls({
-            "blocks": Muon(Flat(inside), matrix_rate, decay=decay),
-            "rest": AdamW(Flat(rest), rate, (0.9, 0.95), bits=bits),
-        })  # fmt: skip
+        parts: dict[str, AdamW | Muon] = {}
+        if inside:
+            parts["blocks"] = Muon(Flat(inside), matrix_rate, decay=decay)
+        if rest:
+            parts["rest"] = AdamW(Flat(rest), rate, (0.9, 0.95), bits=bits)
+        return cls(parts)
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -99,26 +102,29 @@ class Optimiser:
         for part in self.parts.values():
             part.flat.zero()
 
-    def clip(self, most: float | None) -> float:
-        """Scale all gradients so that their norm is at most `most` -> the norm before (Pascanu et al. 2013)."""
-        norm = math.sqrt(sum(float(torch.linalg.vector_norm(g)) ** 2 for g in self.gradients))
+    def clip(self, most: float | None, ranks: Ranks = ALONE) -> float:
+        """Scale all gradients so that their norm, those of other ranks among them, is at most `most` -> the norm before
+        (Pascanu et al. 2013)."""
+        tensors = [tensor for part in self.parts.values() for tensor in part.flat.tensors.values()]
+        norms = np.array([float(torch.linalg.vector_norm(cast(Tensor, tensor.grad))) for tensor in tensors])
+        everywhere = np.frombuffer(b"".join(ranks.listed(norms.tobytes())))
+        norm = math.sqrt(math.fsum(everywhere**2))  # rounded once: the same bits whoever keeps which
         if most is not None and norm > most:
             for gradient in self.gradients:
                 gradient.mul_(most / norm)
         return norm
 
     def step(self, share: float) -> None:
+        self.steps += 1
         for part in self.parts.values():
-            part.step(share)
+            part.step(share, int(self.steps))
 
     def state(self) -> dict[str, Tensor]:
-        return {f"{name}.{key}": value for name, of in self.parts.items() for key, value in of.state().items()}
+        """The averages of every tensor under its name, whatever it is treated together with, and "steps": views."""
+        parts = {key: value for part in self.parts.values() for key, value in part.state().items()}
+        return {"steps": self.steps, **parts}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        for name, part in self.parts.items():
-            part.restore(_below(name, state))
-
-
-def _below(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries under "name.", without it."""
-    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Put back what `state` gave, or those that are this optimiser's of more."""
+        for name, tensor in self.state().items():
+            tensor.copy_(torch.from_numpy(np.array(state[name])))

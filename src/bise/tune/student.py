@@ -27,6 +27,8 @@ from ..ops.torch.weights import BLOCK, Adapted
 from ..quant import TYPES
 from ..tokenizer import Tokenizer
 from ..weights import Layer, Parameters, Progress, Weights, expected_shapes
+from .distributed import Ranks
+from .keepers import Keepers, changed
 from .sample import Sample
 
 TARGETS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -48,6 +50,7 @@ class Student:
     parameters     what the forward pass multiplies by
     trained        name -> leaf tensor, in a fixed order: "blk.0.attn_q.a", ".b", ".magnitude" of an adapter, or
                    "blk.0.attn_q" where the weight itself is trained
+    kept           those of them that are this rank's to keep: alone, all
     tokenizer      None where the model has none
     checkpointing  layers are computed again on the way back instead of being remembered (Chen et al. 2016)
     noise          NEFTune's alpha (Jain et al. 2023): uniform noise on the embeddings wherever gradients are wanted
@@ -59,6 +62,7 @@ class Student:
     ) -> None:  # fmt: skip
         self.ops, self.config, self.parameters, self.trained = ops, config, parameters, dict(trained)
         self.tokenizer, self.weights, self.alpha = tokenizer, weights, alpha
+        self._keepers: Keepers | None = None
         self.checkpointing = False
         self.noise = 0.0
         self._chance = torch.Generator(ops.device).manual_seed(seed)
@@ -116,6 +120,35 @@ class Student:
         parameters = Parameters(made["token_embd"], blk, made["output_norm"], made["output"])
         return cls(ops, config, parameters, _free(parameters), tokenizer, seed=seed)
 
+    @property
+    def chance(self) -> Tensor:
+        """The state of what noise is drawn from, (n,) uint8, copied."""
+        return self._chance.get_state()
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.trained.items() if not tensor.is_meta}
+
+    def share(self, ranks: Ranks) -> None:
+        """From now on each trained tensor is kept by one rank alone. All have to compute the same graph at a time, of
+        rows of their own; the gradient of what a rank keeps is the sum over all."""
+        if ranks.size > 1:
+            keepers = self._keepers = Keepers(self.trained, ranks)
+            self._put(keepers.trained)
+
+    def together(self) -> None:
+        """Every rank has everything again."""
+        if self._keepers:
+            with torch.no_grad():
+                found = [self._keepers.here(tensor)[0].requires_grad_() for tensor in self.trained.values()]
+            self._put(dict(zip(self.trained, found, strict=True)))
+            self._keepers = None
+
+    def _put(self, trained: Mapping[str, Tensor]) -> None:
+        new = {self.trained[name]: tensor for name, tensor in trained.items()}
+        self.parameters = _each(self.parameters, lambda w: changed(w, lambda tensor: new.get(tensor, tensor)))
+        self.trained = dict(trained)
+
     def logprobs(self, samples: Sequence[Sample]) -> Tensor:
         """(targets,): log-probability of every learnt token, sample by sample, in order."""
         samples = [sample for sample in samples if sample.targets]
@@ -126,8 +159,9 @@ class Student:
         flat = whole(self.ops, self.config, [len(sample) - 1 for sample in samples])
         wanted = np.flatnonzero(np.concatenate([sample.learnt[1:] for sample in samples]))
         batch = Packed(flat.spans, flat.cos, flat.sin, flat.ring, flat.window, self.ops.array(wanted))
-        x = states(self.ops, self.config, self.parameters, tokens, batch, run=self._run)
-        return self.ops.logprobs(x, self.parameters.output, targets)
+        x = states(self.ops, self.config, self._ends(), tokens, batch, run=self._run)
+        (output,) = self._here(self.parameters.output)
+        return self.ops.logprobs(x, output, targets)
 
     def loss(self, samples: Sequence[Sample]) -> Tensor:
         """The SUM of -log p over learnt tokens: the caller divides by the tokens of the whole step."""
@@ -147,9 +181,8 @@ class Student:
         return Adapter(deltas, self.alpha, self.weights.fingerprint if self.weights else "", name)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything that changes while it learns, copied: the trained tensors by name, and "chance"."""
-        chance = self._chance.get_state().numpy().copy()
-        return {name: self._numpy(t) for name, t in self.trained.items()} | {"chance": chance}
+        """Everything that changes while it learns, copied: the trained tensors that are kept here, and "chance"."""
+        return {name: self._numpy(t) for name, t in self.kept.items()} | {"chance": self.chance.numpy()}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Put back what `state` gave. RequestError if it belongs to a student of another shape."""
@@ -163,7 +196,7 @@ class Student:
                 f"{shapes.get(name)} here: resume with the same rank, method and targets"
             )
         with torch.no_grad():
-            for name, t in self.trained.items():
+            for name, t in self.kept.items():
                 t.copy_(torch.from_numpy(np.array(state[name])))
         if "chance" in state:
             self._chance.set_state(torch.from_numpy(np.array(state["chance"])))
@@ -172,8 +205,7 @@ class Student:
     def reference(self) -> Iterator[None]:
         """The adapter is switched off inside: what the model was before it learnt, for no memory at all."""
         learning = self.parameters
-        layers = [replace(w, **{f.name: _bare(getattr(w, f.name)) for f in fields(Layer)}) for w in learning.blk]
-        self.parameters = replace(learning, blk=layers, output=_bare(learning.output))
+        self.parameters = _each(learning, lambda w: w.base if isinstance(w, Adapted) else w)
         try:
             yield
         finally:
@@ -183,10 +215,26 @@ class Student:
         *before, w, x, batch, layer = its
         if layer == 0 and self.noise and torch.is_grad_enabled():
             x = x + self._noise(x, batch.spans)
+
+        def whole(x: Array) -> Array:
+            return block(*before, Layer(*self._here(*vars(w).values())), x, batch, layer)
+
         if self.checkpointing:
-            leaves = [leaf for field in fields(Layer) for leaf in leaves_of(getattr(w, field.name))]
-            return again(lambda x: block(*before, w, x, batch, layer), x, leaves)
-        return block(*before, w, x, batch, layer)
+            return again(whole, x, [leaf for weight in vars(w).values() for leaf in leaves_of(weight)])
+        return whole(x)
+
+    def _ends(self) -> Parameters:
+        """The parameters with what lies before and after the blocks here; they come and go with it."""
+        (table,), (norm,) = self._here(self.parameters.token_embd), self._here(self.parameters.output_norm)
+        return replace(self.parameters, token_embd=table, output_norm=norm)
+
+    def _here(self, *weights: Any) -> Sequence[Any]:
+        """What other ranks keep of them as well, to compute with."""
+        return self._keepers.here(*weights) if self._keepers else weights
+
+    def stir(self, *seeds: int) -> None:
+        """What noise is drawn from begins anew."""
+        self._chance.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
 
     def _noise(self, x: Tensor, spans: np.ndarray) -> Tensor:
         """Uniform in +-alpha / sqrt(L * dim), L the tokens of each sequence."""
@@ -234,8 +282,10 @@ def _matrices(parameters: Parameters) -> Iterator[tuple[str, Any]]:
     yield "output", parameters.output
 
 
-def _bare(weight: Any) -> Any:
-    return weight.base if isinstance(weight, Adapted) else weight
+def _each(p: Parameters, change: Callable[[Any], Any]) -> Parameters:
+    """The model with every weight changed."""
+    layers = [Layer(*map(change, vars(w).values())) for w in p.blk]
+    return Parameters(change(p.token_embd), layers, change(p.output_norm), change(p.output))
 
 
 def _adapt(

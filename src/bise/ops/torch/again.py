@@ -12,7 +12,7 @@ from torch import Tensor
 def again(run: Callable[[Tensor], Tensor], x: Tensor, leaves: Sequence[Tensor]) -> Tensor:
     """run(x), of which only x is remembered: on the way back it is computed once more (Chen et al. 2016, section 3).
 
-    leaves  all other tensors whose gradients go through `run`
+    leaves  all other tensors whose gradients go through `run` (or nowhere: those that another process keeps)
     (torch.utils.checkpoint imports torch's compiler at its first call: 77 MB and 1.3 s.)
     """
     if not torch.is_grad_enabled():
@@ -34,7 +34,7 @@ class _Again(torch.autograd.Function):
         x = x.detach().requires_grad_(wanted)
         with torch.enable_grad():
             end = _End.apply(ctx.run(x), dy)  # type: ignore[no-untyped-call]
-        found = torch.autograd.grad(end, [*([x] if wanted else []), *ctx.leaves])
+        found = torch.autograd.grad(end, [*([x] if wanted else []), *ctx.leaves], allow_unused=True)
         return None, *([] if wanted else [None]), *found
 
 
