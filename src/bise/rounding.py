@@ -20,7 +20,7 @@ Arrays: x, w (n, subs, R): R blocks, each of `subs` sub-blocks of n neighbouring
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,7 +36,8 @@ BEYOND, ASIDE = (-1.75, -1.0, -0.25, 0.5, 1.25), (-0.375, -0.125, 0.125, 0.375) 
 @dataclass(frozen=True)
 class Grid:
     """Levels from `low` to `high` at distance 1, or a table of them. A search tries the value of largest magnitude at
-    `first`, at `step` more, ... at `last`, and at minus these: inside the range, at its end and a little beyond."""
+    `first`, at `step` more, ... at `last`: inside the range, at its end and a little beyond. And at minus these, where
+    that makes a difference: where one end of the range cuts off what the other does not."""
 
     low: float
     high: float
@@ -44,6 +45,7 @@ class Grid:
     last: float = -1
     step: float = 1
     table: Floats | None = None
+    only: tuple[float, ...] = ()  # tried in place of these
 
     def snap(self, values: Floats) -> Floats:
         """Values in units of the scale -> the nearest levels."""
@@ -52,21 +54,27 @@ class Grid:
         return self.table[np.searchsorted((self.table[1:] + self.table[:-1]) / 2, values)]
 
     def targets(self) -> Iterator[np.float32]:
+        if self.only:
+            yield from map(np.float32, self.only)
+            return
         for target in np.arange(self.first, self.last + self.step / 2, self.step, np.float32):
             yield target
-            yield -target
+            if self.low < 0 and (self.table is not None or target >= self.high + 0.5):
+                yield -target
 
 
 @dataclass(frozen=True)
 class Rounding:
     """How a type spends its bits: `subs` sub-blocks of n values with levels of `grid`; scales: the integers that
-    multiply the block's float16, where there are any; minima: whether something is subtracted, too."""
+    multiply the block's float16, where there are any; minima: whether something is subtracted, too; few: the targets
+    where all errors count alike, if fewer are nearly as good then."""
 
     n: int
     subs: int
     grid: Grid
     scales: Grid | None = None
     minima: bool = False
+    few: tuple[float, ...] = ()
 
 
 BITS8 = Grid(-128, 127, 120, 128)
@@ -80,8 +88,8 @@ TO_15 = Grid(0, 15, 14, 15.5, 0.5)
 
 ROUNDING: dict[str, Rounding] = {
     "Q8_0": Rounding(32, 1, BITS8),
-    "Q5_0": Rounding(32, 1, BITS5),
-    "Q4_0": Rounding(32, 1, BITS4),
+    "Q5_0": Rounding(32, 1, BITS5, few=(-16.5, -16, -15.5, 15)),
+    "Q4_0": Rounding(32, 1, BITS4, few=(-8.5, -8, -7.5, 7)),
     "IQ4_NL": Rounding(32, 1, TABLE),
     "Q5_1": Rounding(32, 1, Grid(0, 31), minima=True),
     "Q4_1": Rounding(32, 1, Grid(0, 15), minima=True),
@@ -114,6 +122,8 @@ def rounded(array: np.ndarray, type: str, importance: np.ndarray | None = None) 
     block = kind.n * kind.subs
     if cols % block:
         raise RequestError(f"quantise to {type}: rows of {cols} values, expected a multiple of {block}")
+    if importance is None and kind.few:
+        kind = replace(kind, grid=replace(kind.grid, only=kind.few))
     weights = np.ones(cols, np.float32) if importance is None else np.asarray(importance, np.float32)
     x = _by_element(np.ascontiguousarray(array, np.float32), kind)
     w = _by_element(np.broadcast_to(weights, (rows, cols)), kind)
