@@ -108,7 +108,7 @@ class _State:
 
     def _decode(self, blocks: Bytes) -> Floats:
         out = np.empty((len(blocks), TYPES[self.type].block), np.float32)
-        self.cpu.verbs.dequantise(self.type, blocks.reshape(-1), out.reshape(-1))
+        self.cpu.verbs.dequantise(self.type, blocks.reshape(-1), out)
         return out
 
     def _in_turn(self, span: slice) -> None:
