@@ -50,9 +50,9 @@ __attribute__((noinline)) void search32(Type type, Strip& s, W w, bool few, Roun
         case Type::IQ4_NL:
             return round_single<Table, 32>(s.x, w, kToTable, s.q, out);
         case Type::Q5_1:
-            return round_line<31, 32>(s.x, w, s.q, out);
+            return round_line<31, 32>(s.x, w, few ? kFewPlaces : kPlaces, s.q, out);
         case Type::Q4_1:
-            return round_line<15, 32>(s.x, w, s.q, out);
+            return round_line<15, 32>(s.x, w, few ? kFewPlaces : kPlaces, s.q, out);
         default:
             return;
     }

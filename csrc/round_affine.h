@@ -45,11 +45,23 @@ BISE_INLINE Line solve(const Sums& s) {
     return {scale, base, curve};
 }
 
-// Where the levels are tried: by how many the values reach beyond them, and how far from the middle, in levels.
-constexpr float kBeyond[] = {-1.75f, -1.0f, -0.25f, 0.5f, 1.25f}, kAside[] = {-0.375f, -0.125f, 0.125f, 0.375f};
+// Where levels are tried: by how many the values reach beyond them, and how far from the middle, in levels.
+struct Places {
+    float beyond[20] = {}, aside[20] = {};
+    int count = 0;
+};
+constexpr Places every_place() {
+    Places p;
+    for (float beyond : {-1.75f, -1.0f, -0.25f, 0.5f, 1.25f})
+        for (float aside : {-0.375f, -0.125f, 0.125f, 0.375f}) p.beyond[p.count] = beyond, p.aside[p.count++] = aside;
+    return p;
+}
+constexpr Places kPlaces = every_place();
+// where all errors count alike
+constexpr Places kFewPlaces = {{0.25f, 0.25f, 0.25f, -0.75f, -0.75f, -1.75f}, {-0.25f, 0, 0.25f, -0.375f, 0.375f, 0}, 6};
 
 template <int top, int n, bool any_sign, class W>
-BISE_INLINE Line fit_line(const F* x, W w, Sums& s) {
+BISE_INLINE Line fit_line(const F* x, W w, const Places& places, Sums& s) {
     F low = x[0], high = x[0];
     s.w = s.wx = zero();
     for (int i = 0; i < n; i++) {
@@ -72,20 +84,19 @@ BISE_INLINE Line fit_line(const F* x, W w, Sums& s) {
         best = where_above(gain, best, gain, best);
     };
     const F span = sub(high, low), unit = inverse(span);
-    for (float beyond : kBeyond)
-        for (float aside : kAside) {
-            const float levels = top + beyond, from = beyond / 2 + aside;
-            attempt(add(low, mul(set1(from / levels), span)), mul(set1(levels), unit));
-        }
+    for (int i = 0; i < places.count; i++) {
+        const float levels = top + places.beyond[i], from = places.beyond[i] / 2 + places.aside[i];
+        attempt(add(low, mul(set1(from / levels), span)), mul(set1(levels), unit));
+    }
     for (int i = 0; i < kAgain; i++) attempt(line.base, inverse(line.scale));
     return line;
 }
 
 // One scale and one minimum, of any sign, for the whole block of n.
 template <int top, int n, class W>
-BISE_INLINE void round_line(const F* x, W w, F* q, Rounded& out) {
+BISE_INLINE void round_line(const F* x, W w, const Places& places, F* q, Rounded& out) {
     Sums s;
-    const Line line = fit_line<top, n, true>(x, w, s);
+    const Line line = fit_line<top, n, true>(x, w, places, s);
     const F r = inverse(halved(line.scale, out.d)), base = halved(line.base, out.least);
     for (int i = 0; i < n; i++) q[i] = nearest(clamp(mul(sub(x[i], base), r), 0, top));
 }
@@ -149,7 +160,7 @@ BISE_INLINE void round_nested_lines(const F* x, Weighted w, const Targets& scale
     Sums sums[subs];
     Line line[subs];
     for (int j = 0; j < subs; j++) {
-        line[j] = fit_line<top, n, false>(x + j * n, w.from(j * n), sums[j]);
+        line[j] = fit_line<top, n, false>(x + j * n, w.from(j * n), kPlaces, sums[j]);
         s[j] = line[j].scale, c[j] = line[j].curve;
     }
     F d = halved(fit<Integers, subs>(s, Weighted{c}, scale_targets).scale, out.d), r = inverse(d);

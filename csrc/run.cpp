@@ -156,7 +156,7 @@ void in_turn(const Kernels& k, Pool& pool, const Columns& columns, i64 rows) {
 }
 
 void sweep(const Kernels& k, Pool& pool, Columns columns, i64 rows, float* pull) {
-    constexpr i64 group = 128;  // rows that share a look at the feedback
+    const i64 group = std::clamp<i64>((rows + pool.threads() - 1) / pool.threads(), 1, 512);  // rows that share a look at it
     const Buffer memory(sizeof(Moves) * static_cast<size_t>(rows));
     auto* moves = memory.as<Moves>();
     for (columns.at = 0; columns.at < columns.cols; columns.at += kColumns) {

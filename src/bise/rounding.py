@@ -20,7 +20,8 @@ Arrays: x, w (n, subs, R): R blocks, each of `subs` sub-blocks of n neighbouring
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -30,7 +31,9 @@ from .quant import IQ4_VALUES, Floats, QTensor
 
 AGAIN = 2  # rounds of levels for a scale, scale for the levels, after the targets
 SETTLE = 2  # rounds of integers for a float16, float16 for the integers
-BEYOND, ASIDE = (-1.75, -1.0, -0.25, 0.5, 1.25), (-0.375, -0.125, 0.125, 0.375)  # levels; see `_fit_line`
+# Where a line is tried (`_fit_line`), and where all errors count alike.
+PLACES = tuple(product((-1.75, -1.0, -0.25, 0.5, 1.25), (-0.375, -0.125, 0.125, 0.375)))
+FEW = ((0.25, -0.25), (0.25, 0.0), (0.25, 0.25), (-0.75, -0.375), (-0.75, 0.375), (-1.75, 0.0))
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,6 @@ class Grid:
     last: float = -1
     step: float = 1
     table: Floats | None = None
-    only: tuple[float, ...] = ()  # tried in place of these
 
     def snap(self, values: Floats) -> Floats:
         """Values in units of the scale -> the nearest levels."""
@@ -54,9 +56,6 @@ class Grid:
         return self.table[np.searchsorted((self.table[1:] + self.table[:-1]) / 2, values)]
 
     def targets(self) -> Iterator[np.float32]:
-        if self.only:
-            yield from map(np.float32, self.only)
-            return
         for target in np.arange(self.first, self.last + self.step / 2, self.step, np.float32):
             yield target
             if self.low < 0 and (self.table is not None or target >= self.high + 0.5):
@@ -67,7 +66,7 @@ class Grid:
 class Rounding:
     """How a type spends its bits: `subs` sub-blocks of n values with levels of `grid`; scales: the integers that
     multiply the block's float16, where there are any; minima: whether something is subtracted, too; few: the targets
-    where all errors count alike, if fewer are nearly as good then."""
+    where all errors count alike, of types without sub-blocks: fewer are nearly as good then."""
 
     n: int
     subs: int
@@ -122,20 +121,18 @@ def rounded(array: np.ndarray, type: str, importance: np.ndarray | None = None) 
     block = kind.n * kind.subs
     if cols % block:
         raise RequestError(f"quantise to {type}: rows of {cols} values, expected a multiple of {block}")
-    if importance is None and kind.few:
-        kind = replace(kind, grid=replace(kind.grid, only=kind.few))
     weights = np.ones(cols, np.float32) if importance is None else np.asarray(importance, np.float32)
     x = _by_element(np.ascontiguousarray(array, np.float32), kind)
     w = _by_element(np.broadcast_to(weights, (rows, cols)), kind)
     with np.errstate(over="ignore", invalid="ignore"):
-        found = search(kind, x, w)
+        found = search(kind, x, w, alike=importance is None)
     return QTensor(type, (rows, cols), PACK[type](found).reshape(-1))
 
 
-def search(kind: Rounding, x: Floats, w: Floats) -> Rounded:
-    """The whole search. x, w (n, subs, R)."""
+def search(kind: Rounding, x: Floats, w: Floats, alike: bool) -> Rounded:
+    """The whole search. x, w (n, subs, R); alike: all w are 1."""
     if kind.scales is None:
-        return (_round_line if kind.minima else _round_single)(kind, x, w)
+        return (_round_line if kind.minima else _round_single)(kind, x, w, alike)
     return (_round_nested_lines if kind.minima else _round_nested)(kind, x, w)
 
 
@@ -182,7 +179,7 @@ def _where(better: np.ndarray, new: Iterable[Floats], old: Iterable[Floats]) -> 
 # One scale: x is near s q.
 
 
-def _fit(x: Floats, w: Floats, grid: Grid) -> tuple[Floats, Floats]:
+def _fit(x: Floats, w: Floats, grid: Grid, few: tuple[float, ...] = ()) -> tuple[Floats, Floats]:
     """-> scale s and curve (...) of least sum w (x - s q)^2 over the first axis: away from its best, a scale's error
     grows by curve * distance^2. For given levels s = sum w x q / sum w q^2."""
     wx = w * x
@@ -196,15 +193,15 @@ def _fit(x: Floats, w: Floats, grid: Grid) -> tuple[Floats, Floats]:
         s = a * _inverse(c)
         best = _where(a * s > best[0], (a * s, s, c), best)
 
-    for target in grid.targets():
+    for target in map(np.float32, few) if few else grid.targets():
         attempt(target * _inverse(top))
     for _ in range(AGAIN):
         attempt(_inverse(best[1]))
     return best[1], best[2]
 
 
-def _round_single(kind: Rounding, x: Floats, w: Floats) -> Rounded:
-    d = _halved(_fit(x, w, kind.grid)[0])[0]
+def _round_single(kind: Rounding, x: Floats, w: Floats, alike: bool) -> Rounded:
+    d = _halved(_fit(x, w, kind.grid, kind.few if alike else ())[0])[0]
     return Rounded(kind.grid.snap(x * _inverse(d)), d)
 
 
@@ -273,9 +270,12 @@ def _solve(s: _Sums, any_sign: bool) -> tuple[Floats, Floats, Floats]:
     return scale, np.minimum(base, np.float32(0)), curve
 
 
-def _fit_line(x: Floats, w: Floats, grid: Grid, any_sign: bool) -> tuple[Floats, Floats, Floats]:
-    """-> scale, base, curve of least sum w (x - scale q - base)^2. Tried are levels that the values reach BEYOND in
-    all, with their middle ASIDE of the values' middle. curve: of the error over the scale, if the base follows it."""
+def _fit_line(
+    x: Floats, w: Floats, grid: Grid, any_sign: bool, places: Iterable[tuple[float, float]]
+) -> tuple[Floats, Floats, Floats]:
+    """-> scale, base, curve of least sum w (x - scale q - base)^2. places: how far the values reach beyond the levels
+    that are tried, in all, and how far the middle of these is aside of theirs, in levels. curve: of the error over the
+    scale, if the base follows it."""
     low, high, w_all, wx_all = x.min(axis=0), x.max(axis=0), _total(w), _total(w * x)
     mean = wx_all * _inverse(w_all)
     if not any_sign:
@@ -291,24 +291,23 @@ def _fit_line(x: Floats, w: Floats, grid: Grid, any_sign: bool) -> tuple[Floats,
         best = _where(gain > best[0], (gain, scale, base, curve), best)
 
     span = high - low
-    for beyond in BEYOND:
-        for aside in ASIDE:
-            levels = np.float32(grid.high + beyond)
-            attempt(low + np.float32(beyond / 2 + aside) / levels * span, levels * _inverse(span))
+    for beyond, aside in places:
+        levels = np.float32(grid.high + beyond)
+        attempt(low + np.float32(beyond / 2 + aside) / levels * span, levels * _inverse(span))
     for _ in range(AGAIN):
         attempt(best[2], _inverse(best[1]))
     return best[1], best[2], best[3]
 
 
-def _round_line(kind: Rounding, x: Floats, w: Floats) -> Rounded:
-    scale, base, _ = _fit_line(x, w, kind.grid, any_sign=True)
+def _round_line(kind: Rounding, x: Floats, w: Floats, alike: bool) -> Rounded:
+    scale, base, _ = _fit_line(x, w, kind.grid, any_sign=True, places=FEW if alike else PLACES)
     d, least = _halved(scale), _halved(base)
     return Rounded(_levels(kind.grid, x, least, _inverse(d)), d[0], least[0])
 
 
 def _round_nested_lines(kind: Rounding, x: Floats, w: Floats) -> Rounded:
     assert kind.scales is not None
-    scale, base, curve = _fit_line(x, w, kind.grid, any_sign=False)
+    scale, base, curve = _fit_line(x, w, kind.grid, any_sign=False, places=PLACES)
     d = _halved(_fit(scale, curve, kind.scales)[0])
     own = kind.scales.snap(scale * _inverse(d))
     s = _add_up(x, w, _levels(kind.grid, x, base, _inverse(d * own)))
