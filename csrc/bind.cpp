@@ -313,8 +313,8 @@ NB_MODULE(_kernels, m) {
         .def("embed", &Verbs::embed, nb::arg("type"), array("table"), nb::arg("rows"), nb::arg("cols"), array("tokens"),
              array("out"))
         .def("quantise", &Verbs::quantise, nb::arg("type"), array("values"), array("importance"), array("out"))
-        .def("in_turn", &Verbs::in_turn, nb::arg("type"), array("feedback"), nb::arg("at"), nb::arg("n"), array("w"), array("zero"),
-             array("step"), array("pull"), array("error"), array("levels"))
+        .def("in_turn", &Verbs::in_turn, nb::arg("type"), array("feedback"), nb::arg("at"), nb::arg("n"), array("w"),
+             array("zero"), array("step"), array("pull"), array("error"), array("levels"))
         .def("sweep", &Verbs::sweep, nb::arg("type"), array("feedback"), array("w"), array("zero"), array("step"), array("pull"),
              array("error"), array("levels"))
         .def("dequantise", &Verbs::dequantise, nb::arg("type"), array("data"), array("out"))

@@ -31,9 +31,9 @@ BISE_INLINE void weigh(const float* importance, int n, Strip& s) {
 }
 
 constexpr Targets kTo128 = targets(120, 128, 1, -128, 127), kTo32 = targets(24, 34, 1, -32, 31),
-                  kTo16 = targets(13, 17, 0.5f, -16, 15), kTo8 = targets(6, 9, 0.5f, -8, 7),
-                  kTo4 = targets(2.5f, 5, 0.5f, -4, 3), kToTable = targets(98, 138, 8, -127, 113, false),
-                  kTo63 = targets(61.5f, 63.5f, 0.5f, 0, 63), kTo15 = targets(14, 15.5f, 0.5f, 0, 15);
+                  kTo16 = targets(13, 17, 0.5f, -16, 15), kTo8 = targets(6, 9, 0.5f, -8, 7), kTo4 = targets(2.5f, 5, 0.5f, -4, 3),
+                  kToTable = targets(98, 138, 8, -127, 113, false), kTo63 = targets(61.5f, 63.5f, 0.5f, 0, 63),
+                  kTo15 = targets(14, 15.5f, 0.5f, 0, 15);
 // where all errors count alike
 constexpr Targets kFew16 = {{-16.5f, -16, -15.5f, 15}, 4}, kFew8 = {{-8.5f, -8, -7.5f, 7}, 4};
 

@@ -140,8 +140,7 @@ BISE_INLINE Trial attempt(const F* x, Weighted w, F d, F own) {
 // sub-blocks what levels are to values, weighted by the curves. Then each integer may move by one, and the float16 is fitted
 // again to what was chosen.
 template <class Grid, class Scales, int subs, int n>
-BISE_INLINE void round_nested(const F* x, Weighted w, const Targets& targets, const Targets& scale_targets, F* q,
-                              Rounded& out) {
+BISE_INLINE void round_nested(const F* x, Weighted w, const Targets& targets, const Targets& scale_targets, F* q, Rounded& out) {
     F s[subs], c[subs], k[subs];
     for (int j = 0; j < subs; j++) {
         const Fit f = fit<Grid, n>(x + j * n, w.from(j * n), targets);

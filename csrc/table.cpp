@@ -20,7 +20,7 @@ const Kernels BISE_JOIN(kernels_, BISE_ISA) = {BISE_STRING(BISE_ISA),   BISE_ISA
                                                BISE_ISA::quantise256,   BISE_ISA::quantise32,  linear,
                                                BISE_ISA::rms_norm,      BISE_ISA::rope,        BISE_ISA::swiglu,
                                                BISE_ISA::rms_norm_back, BISE_ISA::swiglu_back, BISE_ISA::store_ring,
-                                               BISE_ISA::attend,        BISE_ISA::round_rows,
-                                               BISE_ISA::in_turn,       BISE_ISA::spread};
+                                               BISE_ISA::attend,        BISE_ISA::round_rows,  BISE_ISA::in_turn,
+                                               BISE_ISA::spread};
 
 }  // namespace bise

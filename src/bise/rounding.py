@@ -31,16 +31,17 @@ from .quant import IQ4_VALUES, Floats, QTensor
 
 AGAIN = 2  # rounds of levels for a scale, scale for the levels, after the targets
 SETTLE = 2  # rounds of integers for a float16, float16 for the integers
-# Where a line is tried (`_fit_line`), and where all errors count alike.
-PLACES = tuple(product((-1.75, -1.0, -0.25, 0.5, 1.25), (-0.375, -0.125, 0.125, 0.375)))
-FEW = ((0.25, -0.25), (0.25, 0.0), (0.25, 0.25), (-0.75, -0.375), (-0.75, 0.375), (-1.75, 0.0))
+# Where a line is tried: how many levels the values reach beyond all, and how far their middle is aside. Or fewer.
+Places = tuple[tuple[float, float], ...]
+PLACES: Places = tuple(product((-1.75, -1.0, -0.25, 0.5, 1.25), (-0.375, -0.125, 0.125, 0.375)))
+FEW: Places = ((0.25, -0.25), (0.25, 0.0), (0.25, 0.25), (-0.75, -0.375), (-0.75, 0.375), (-1.75, 0.0))
 
 
 @dataclass(frozen=True)
 class Grid:
     """Levels from `low` to `high` at distance 1, or a table of them. A search tries the value of largest magnitude at
-    `first`, at `step` more, ... at `last`: inside the range, at its end and a little beyond. And at minus these, where
-    that makes a difference: where one end of the range cuts off what the other does not."""
+    `first`, at `step` more, ... at `last`: inside the range, at its end and a little beyond. And at minus these, if one
+    end of the range cuts off there what the other does not."""
 
     low: float
     high: float
@@ -64,9 +65,8 @@ class Grid:
 
 @dataclass(frozen=True)
 class Rounding:
-    """How a type spends its bits: `subs` sub-blocks of n values with levels of `grid`; scales: the integers that
-    multiply the block's float16, where there are any; minima: whether something is subtracted, too; few: the targets
-    where all errors count alike, of types without sub-blocks: fewer are nearly as good then."""
+    """How a type spends its bits: `subs` sub-blocks of n values with levels of `grid`; scales: integers that multiply the
+    block's float16; minima: whether something is subtracted; few: targets, nearly as good where all errors are alike."""
 
     n: int
     subs: int
@@ -270,12 +270,9 @@ def _solve(s: _Sums, any_sign: bool) -> tuple[Floats, Floats, Floats]:
     return scale, np.minimum(base, np.float32(0)), curve
 
 
-def _fit_line(
-    x: Floats, w: Floats, grid: Grid, any_sign: bool, places: Iterable[tuple[float, float]]
-) -> tuple[Floats, Floats, Floats]:
-    """-> scale, base, curve of least sum w (x - scale q - base)^2. places: how far the values reach beyond the levels
-    that are tried, in all, and how far the middle of these is aside of theirs, in levels. curve: of the error over the
-    scale, if the base follows it."""
+def _fit_line(x: Floats, w: Floats, grid: Grid, any_sign: bool, places: Places) -> tuple[Floats, Floats, Floats]:
+    """-> scale, base, curve of least sum w (x - scale q - base)^2. curve: of the error over the scale, if the base
+    follows it."""
     low, high, w_all, wx_all = x.min(axis=0), x.max(axis=0), _total(w), _total(w * x)
     mean = wx_all * _inverse(w_all)
     if not any_sign:
@@ -290,10 +287,9 @@ def _fit_line(
         gain = np.where(scale > 0, scale * s.wqx + base * s.wx, zeros)
         best = _where(gain > best[0], (gain, scale, base, curve), best)
 
-    span = high - low
     for beyond, aside in places:
         levels = np.float32(grid.high + beyond)
-        attempt(low + np.float32(beyond / 2 + aside) / levels * span, levels * _inverse(span))
+        attempt(low + np.float32(beyond / 2 + aside) / levels * (high - low), levels * _inverse(high - low))
     for _ in range(AGAIN):
         attempt(best[2], _inverse(best[1]))
     return best[1], best[2], best[3]

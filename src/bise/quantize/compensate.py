@@ -8,8 +8,8 @@ when its first column is reached, by the ordinary search, on the weights that wo
 their importance.
 
 What was rounded first knew nothing of what came later. So then each column moves again to the level that is best among
-all the others as they are, W_k + sum_{j!=k} E_j H_jk / H_kk: coordinate descent, which can only lower the cost. What all
-errors pull at each column, E H, is worked out once and then follows those few that move.
+all the others as they are, W_k + sum_{j!=k} E_j H_jk / H_kk: coordinate descent, which can only lower the cost. How all
+errors pull at a column, E H, is worked out once; then it follows those few that move.
 
 Large products are NumPy's; what goes column by column is in csrc/in_turn.cpp.
 """
@@ -32,8 +32,8 @@ SWEEPS = 3  # times that all columns move again
 
 @dataclass(frozen=True, eq=False)
 class Moment:
-    """H (n, n) float32, the mean of x x^T over inputs, damped; and its factors, float32: `feedback` M^T (n, n), `cost` D
-    (n,)."""
+    """H (n, n) float32, the mean of x x^T over inputs, damped; and its factors, float32 too: `feedback` is M^T
+    (n, n), `cost` is D (n,)."""
 
     h: Floats
     feedback: Floats
@@ -124,9 +124,7 @@ class _State:
 
     def sweep(self) -> None:
         """Each column to its best level among all others as they are."""
-        self.cpu.verbs.sweep(
-            self.type, self.moment.h, self.w, self.zero, self.step, self.pull, self.error, self.levels
-        )
+        self.cpu.verbs.sweep(self.type, self.moment.h, self.w, self.zero, self.step, self.pull, self.error, self.levels)
 
     def tensor(self) -> QTensor:
         LATTICES[self.type].put(self.blocks.reshape(-1, TYPES[self.type].nbytes), self.levels)

@@ -13,7 +13,6 @@ import numpy as np
 
 from ..quant import DECODE, IQ4_VALUES, TYPES, Bytes, Floats
 
-
 Decode = Callable[[Bytes], Floats]  # (n, nbytes) blocks -> (n, block)
 
 
