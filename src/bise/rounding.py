@@ -65,8 +65,8 @@ class Grid:
 
 @dataclass(frozen=True)
 class Rounding:
-    """How a type spends its bits: `subs` sub-blocks of n values with levels of `grid`; scales: integers that multiply the
-    block's float16; minima: whether something is subtracted; few: targets, nearly as good where all errors are alike."""
+    """How a type spends its bits: `subs` sub-blocks of n values with levels of `grid`; scales: integers that multiply
+    the block's float16; minima: whether something is subtracted; few: targets, as good if all errors count alike."""
 
     n: int
     subs: int
