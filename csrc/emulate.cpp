@@ -370,7 +370,7 @@ void check_round(Type type, i64 rows, i64 cols, const float* importance) {
     }
     Floats back(static_cast<size_t>(cols));
     kernels_base.dequantise(type, base.data(), cols, back.data());
-    near("round", kernels_base, back, Doubles(x.begin(), x.begin() + cols), type == Type::Q2_K ? 0.4 : 0.15);
+    near("round", kernels_base, back, Doubles(x.begin(), x.begin() + cols), type == Type::Q2_K ? 0.4 : 0.25);
 }
 
 }  // namespace
