@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "in_turn.h"
 #include "kernels.h"
 
 namespace bise {
@@ -118,6 +119,43 @@ struct RingArrays {
         const char format = probe.format && probe.format[0] == 'e' ? 'e' : 'f';
         PyBuffer_Release(&probe);
         return format;
+    }
+};
+
+// A matrix whose columns are rounded in turn, and what goes with it.
+struct ColumnArrays {
+    Array feedback, w, zero, step, pull, error, levels;
+    i64 rows, cols;
+    ColumnArrays(nb::handle fs, nb::handle ws, nb::handle zeros, nb::handle steps, nb::handle pulls, nb::handle errors,
+                 nb::handle ls)
+        : feedback(fs, "feedback", 'f'),
+          w(ws, "w", 'f'),
+          zero(zeros, "zero", 'f'),
+          step(steps, "step", 'f'),
+          pull(pulls, "pull", 'f', true),
+          error(errors, "error", 'f', true),
+          levels(ls, "levels", 'b', true),
+          rows(w.size(0)),
+          cols(w.size(1)) {
+        feedback.shape({cols, cols});
+        for (const Array* a : {&w, &zero, &step, &pull, &error, &levels}) a->shape({rows, cols});
+        if (cols < 32 || cols % 32) refuse("w has " + std::to_string(cols) + " columns, expected a multiple of 32");
+    }
+    Columns columns(Type type, i64 at, i64 n) const {
+        if (at < 0 || n < 32 || n % 32 || n > kColumns || at > cols - n)
+            refuse("columns " + std::to_string(at) + " to " + std::to_string(at + n) + " of " + std::to_string(cols) +
+                   ": expected blocks of 32, at most " + std::to_string(kColumns));
+        return {type,
+                cols,
+                at,
+                n,
+                feedback.as<float>(),
+                w.as<float>(),
+                zero.as<float>(),
+                step.as<float>(),
+                pull.as<float>(),
+                error.as<float>(),
+                levels.as<int8_t>()};
     }
 };
 

@@ -275,11 +275,33 @@ class Verbs {
                                 y.as<uint8_t>());
     }
 
+    // columns [at, at + n), rounded in turn
+    void in_turn(const std::string& name, nb::handle feedback, i64 at, i64 n, nb::handle w, nb::handle zero, nb::handle step,
+                 nb::handle pull, nb::handle error, nb::handle levels) const {
+        const ColumnArrays arrays(feedback, w, zero, step, pull, error, levels);
+        const Columns columns = arrays.columns(columns_type(name), at, n);
+        nb::gil_scoped_release free;
+        bise::in_turn(kernels_, *pool_, columns, arrays.rows);
+    }
+
+    void sweep(const std::string& name, nb::handle feedback, nb::handle w, nb::handle zero, nb::handle step, nb::handle pull,
+               nb::handle error, nb::handle levels) const {
+        const ColumnArrays arrays(feedback, w, zero, step, pull, error, levels);
+        const Columns columns = arrays.columns(columns_type(name), 0, 32);
+        nb::gil_scoped_release free;
+        bise::sweep(kernels_, *pool_, columns, arrays.rows, arrays.pull.as<float>());
+    }
+
   private:
     static Buffer view(std::unique_ptr<Array> array) {
         const uint8_t* begin = array->as<uint8_t>();
         const size_t size = static_cast<size_t>(array->size(0));
         return Buffer(begin, size, [](void* held) { delete static_cast<Array*>(held); }, array.release());
+    }
+    static Type columns_type(const std::string& name) {
+        const Type type = type_of(name);
+        if (!rounds(type)) refuse("type '" + name + "' has no levels");
+        return type;
     }
     static Matrix sized(Type type, i64 rows, i64 cols) {
         return {type, rows, cols, (rows + kRows - 1) / kRows, (cols + kColumns - 1) / kColumns, rows, true, Buffer()};
@@ -337,6 +359,10 @@ NB_MODULE(_kernels, m) {
         .def("embed", &Verbs::embed, nb::arg("type"), array("table"), nb::arg("rows"), nb::arg("cols"), array("tokens"),
              array("out"))
         .def("quantise", &Verbs::quantise, nb::arg("type"), array("values"), array("importance"), array("out"))
+        .def("in_turn", &Verbs::in_turn, nb::arg("type"), array("feedback"), nb::arg("at"), nb::arg("n"), array("w"),
+             array("zero"), array("step"), array("pull"), array("error"), array("levels"))
+        .def("sweep", &Verbs::sweep, nb::arg("type"), array("feedback"), array("w"), array("zero"), array("step"), array("pull"),
+             array("error"), array("levels"))
         .def("dequantise", &Verbs::dequantise, nb::arg("type"), array("data"), array("out"))
         .def("look_up", &Verbs::look_up, array("levels"), array("codes"), array("scales"), array("out"))
         .def("linear", &Verbs::linear, array("x"), nb::arg("ws"), nb::arg("outs"))

@@ -23,5 +23,7 @@ void store_ring(const RingView& ring, const Span& span, i64 i0, i64 i1, const fl
 void attend(const RingView& ring, const Queries& unit, i64 R, i64 window, const float* q, float* out, void* scratch);
 
 int round_rows(Type type, const float* x, i64 cols, int rows, const float* importance, uint8_t* out, i64 row_bytes);
+void in_turn(const Columns& columns, i64 row, int rows, Moves* moves);
+void spread(const Columns& columns, const Moves* moves, i64 row, i64 rows, float* pull);
 
 }  // namespace bise::BISE_ISA

@@ -82,6 +82,9 @@ struct Queries {
     i64 sequence, g, row, count, position;
 };
 
+struct Columns;  // in_turn.h
+struct Moves;
+
 // Everything one instruction set offers. Single-threaded; ranges are half open.
 struct Kernels {
     const char* name;
@@ -118,6 +121,10 @@ struct Kernels {
 
     // x (rows, cols), up to 16 rows, to blocks of `type`; importance (cols) or null. -> a sick row (NaN, beyond 65504) or -1
     int (*round_rows)(Type type, const float* x, i64 cols, int rows, const float* importance, uint8_t* out, i64 row_bytes);
+    // rows [row, row + rows), up to 16, of some columns, rounded in turn; moves (rows) or null: what has moved
+    void (*in_turn)(const Columns& columns, i64 row, int rows, Moves* moves);
+    // pull (all rows, cols) += moves (all rows) times feedback, rows [row, row + rows)
+    void (*spread)(const Columns& columns, const Moves* moves, i64 row, i64 rows, float* pull);
 };
 
 constexpr i64 kQueries = 32;  // most tokens in one Queries

@@ -7,7 +7,7 @@ namespace bise {
 
 // What the search chose for one block of 16 rows. Which of these a type has: ROUNDING in rounding.py.
 struct alignas(64) Rounded {
-    int8_t q[256][kRows];                         // levels, as they are multiplied: signed ones are not biased yet
+    int8_t q[kRows][256];                         // levels, as they are multiplied: signed ones are not biased yet
     int8_t scale[16][kRows], minimum[16][kRows];  // integers of the sub-blocks
     alignas(64) uint16_t d[kRows], least[kRows];  // float16 bits: scale of the block; of its minima, or its minimum
 };

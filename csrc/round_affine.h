@@ -15,11 +15,11 @@ struct Line {
 };
 
 // The levels of values from `base` on, with 1 / scale = r, and their sums.
-template <int top, int n>
-BISE_INLINE void add_up(const F* x, const F* w, F base, F r, Sums& s) {
+template <int top, int n, class W>
+BISE_INLINE void add_up(const F* x, W w, F base, F r, Sums& s) {
     s.wq = s.wqq = s.wqx = zero();
     for (int i = 0; i < n; i++) {
-        const F q = nearest(clamp(mul(sub(x[i], base), r), 0, top)), wq = mul(w[i], q);
+        const F q = nearest(clamp(mul(sub(x[i], base), r), 0, top)), wq = w(i, q);
         s.wq = add(s.wq, wq);
         s.wqq = add(s.wqq, mul(wq, q));
         s.wqx = add(s.wqx, mul(wq, x[i]));
@@ -45,17 +45,29 @@ BISE_INLINE Line solve(const Sums& s) {
     return {scale, base, curve};
 }
 
-// Where the levels are tried: by how many the values reach beyond them, and how far from the middle, in levels.
-constexpr float kBeyond[] = {-1.75f, -1.0f, -0.25f, 0.5f, 1.25f}, kAside[] = {-0.375f, -0.125f, 0.125f, 0.375f};
+// Where levels are tried: by how many the values reach beyond them, and how far from the middle, in levels.
+struct Places {
+    float beyond[20] = {}, aside[20] = {};
+    int count = 0;
+};
+constexpr Places every_place() {
+    Places p;
+    for (float beyond : {-1.75f, -1.0f, -0.25f, 0.5f, 1.25f})
+        for (float aside : {-0.375f, -0.125f, 0.125f, 0.375f}) p.beyond[p.count] = beyond, p.aside[p.count++] = aside;
+    return p;
+}
+constexpr Places kPlaces = every_place();
+// where all errors count alike
+constexpr Places kFewPlaces = {{0.25f, 0.25f, 0.25f, -0.75f, -0.75f, -1.75f}, {-0.25f, 0, 0.25f, -0.375f, 0.375f, 0}, 6};
 
-template <int top, int n, bool any_sign>
-BISE_INLINE Line fit_line(const F* x, const F* w, Sums& s) {
+template <int top, int n, bool any_sign, class W>
+BISE_INLINE Line fit_line(const F* x, W w, const Places& places, Sums& s) {
     F low = x[0], high = x[0];
     s.w = s.wx = zero();
     for (int i = 0; i < n; i++) {
         low = min(low, x[i]), high = max(high, x[i]);
-        s.w = add(s.w, w[i]);
-        s.wx = add(s.wx, mul(w[i], x[i]));
+        s.w = add(s.w, w(i, set1(1.0f)));
+        s.wx = add(s.wx, w(i, x[i]));
     }
     F mean = mul(s.wx, inverse(s.w));
     if (!any_sign) low = min(low, zero()), mean = min(mean, zero());
@@ -72,22 +84,21 @@ BISE_INLINE Line fit_line(const F* x, const F* w, Sums& s) {
         best = where_above(gain, best, gain, best);
     };
     const F span = sub(high, low), unit = inverse(span);
-    for (float beyond : kBeyond)
-        for (float aside : kAside) {
-            const float levels = top + beyond, from = beyond / 2 + aside;
-            attempt(add(low, mul(set1(from / levels), span)), mul(set1(levels), unit));
-        }
+    for (int i = 0; i < places.count; i++) {
+        const float levels = top + places.beyond[i], from = places.beyond[i] / 2 + places.aside[i];
+        attempt(add(low, mul(set1(from / levels), span)), mul(set1(levels), unit));
+    }
     for (int i = 0; i < kAgain; i++) attempt(line.base, inverse(line.scale));
     return line;
 }
 
 // One scale and one minimum, of any sign, for the whole block of n.
-template <int top, int n>
-BISE_INLINE void round_line(const F* x, const F* w, Rounded& out) {
+template <int top, int n, class W>
+BISE_INLINE void round_line(const F* x, W w, const Places& places, F* q, Rounded& out) {
     Sums s;
-    const Line line = fit_line<top, n, true>(x, w, s);
+    const Line line = fit_line<top, n, true>(x, w, places, s);
     const F r = inverse(halved(line.scale, out.d)), base = halved(line.base, out.least);
-    for (int i = 0; i < n; i++) store_bytes(out.q[i], round(nearest(clamp(mul(sub(x[i], base), r), 0, top))));
+    for (int i = 0; i < n; i++) q[i] = nearest(clamp(mul(sub(x[i], base), r), 0, top));
 }
 
 // The best that a sub-block becomes with one integer scale: the minimum follows the levels, the levels follow the minimum.
@@ -97,7 +108,7 @@ struct LineTrial {
 };
 
 template <int top, int most, int n>
-BISE_INLINE LineTrial attempt_line(const F* x, const F* w, F d, F least, F own, F minimum, Sums s) {
+BISE_INLINE LineTrial attempt_line(const F* x, Weighted w, F d, F least, F own, F minimum, Sums s) {
     const F scale = mul(d, own), r = inverse(scale);
     add_up<top, n>(x, w, negative(mul(least, minimum)), r, s);
     const F base = mul(sub(s.wx, mul(scale, s.wq)), inverse(s.w));
@@ -106,8 +117,8 @@ BISE_INLINE LineTrial attempt_line(const F* x, const F* w, F d, F least, F own, 
     F error = zero();
     s.wq = s.wqq = s.wqx = zero();
     for (int i = 0; i < n; i++) {
-        const F up = sub(x[i], low), q = nearest(clamp(mul(up, r), 0, top)), wq = mul(w[i], q), off = sub(up, mul(scale, q));
-        error = add(error, mul(mul(w[i], off), off));
+        const F up = sub(x[i], low), q = nearest(clamp(mul(up, r), 0, top)), wq = w(i, q), off = sub(up, mul(scale, q));
+        error = add(error, mul(w(i, off), off));
         s.wq = add(s.wq, wq);
         s.wqq = add(s.wqq, mul(wq, q));
         s.wqx = add(s.wqx, mul(wq, x[i]));
@@ -143,24 +154,24 @@ struct Pair {
 
 // As round_nested, with a second float16 and second integers for the minima.
 template <int top, int most, int subs, int n>
-BISE_INLINE void round_nested_lines(const F* x, const F* w, Targets scale_targets, Rounded& out) {
+BISE_INLINE void round_nested_lines(const F* x, Weighted w, const Targets& scale_targets, F* q, Rounded& out) {
     using Integers = Linear<0, most>;
     F s[subs], c[subs], k[subs], m[subs], weight[subs];
     Sums sums[subs];
     Line line[subs];
     for (int j = 0; j < subs; j++) {
-        line[j] = fit_line<top, n, false>(x + j * n, w + j * n, sums[j]);
+        line[j] = fit_line<top, n, false>(x + j * n, w.from(j * n), kPlaces, sums[j]);
         s[j] = line[j].scale, c[j] = line[j].curve;
     }
-    F d = halved(fit<Integers, subs>(s, c, scale_targets).scale, out.d), r = inverse(d);
+    F d = halved(fit<Integers, subs>(s, Weighted{c}, scale_targets).scale, out.d), r = inverse(d);
     for (int j = 0; j < subs; j++) {  // the best minimum beside the scale as it has become
         k[j] = Integers::snap(mul(s[j], r));
         const F scale = mul(d, k[j]);
-        add_up<top, n>(x + j * n, w + j * n, line[j].base, inverse(scale), sums[j]);
+        add_up<top, n>(x + j * n, w.from(j * n), line[j].base, inverse(scale), sums[j]);
         m[j] = max(mul(sub(mul(scale, sums[j].wq), sums[j].wx), inverse(sums[j].w)), zero());
         weight[j] = sums[j].w;
     }
-    F least = halved(fit<Integers, subs>(m, weight, scale_targets).scale, out.least);
+    F least = halved(fit<Integers, subs>(m, Weighted{weight}, scale_targets).scale, out.least);
     r = inverse(least);
     for (int j = 0; j < subs; j++) m[j] = Integers::snap(mul(m[j], r));
     for (int again = 0; again < kSettle; again++) {
@@ -168,7 +179,7 @@ BISE_INLINE void round_nested_lines(const F* x, const F* w, Targets scale_target
         for (int j = 0; j < subs; j++) {
             const auto with = [&](float step) BISE_LAMBDA {
                 const F own = clamp(add(k[j], set1(step)), 0, most);
-                return attempt_line<top, most, n>(x + j * n, w + j * n, d, least, own, m[j], sums[j]);
+                return attempt_line<top, most, n>(x + j * n, w.from(j * n), d, least, own, m[j], sums[j]);
             };
             LineTrial best = with(0);
             keep_better(best, with(-1)), keep_better(best, with(1));
@@ -181,7 +192,7 @@ BISE_INLINE void round_nested_lines(const F* x, const F* w, Targets scale_target
     for (int j = 0; j < subs; j++) {
         const F u = inverse(mul(d, k[j])), low = negative(mul(least, m[j]));
         store_bytes(out.scale[j], round(k[j])), store_bytes(out.minimum[j], round(m[j]));
-        for (int i = j * n; i < j * n + n; i++) store_bytes(out.q[i], round(nearest(clamp(mul(sub(x[i], low), u), 0, top))));
+        for (int i = j * n; i < j * n + n; i++) q[i] = nearest(clamp(mul(sub(x[i], low), u), 0, top));
     }
 }
 

@@ -11,10 +11,21 @@ void nibbles(const uint8_t* q, int n, int apart, uint8_t* out) {
     for (int i = 0; i < n; i++) out[i] = static_cast<uint8_t>(q[i] & 15) | static_cast<uint8_t>(q[i + apart] << 4);
 }
 
+// bit 4 of 32 levels; the product brings the lowest bits of eight bytes, the first lowest, into the highest byte
 void fifth_bits(const uint8_t* q, uint8_t* out) {
-    uint32_t bits = 0;
-    for (int i = 0; i < 32; i++) bits |= static_cast<uint32_t>(q[i] >> 4 & 1) << i;
-    std::memcpy(out, &bits, 4);
+    for (int j = 0; j < 4; j++) {
+        uint64_t eight;
+        std::memcpy(&eight, q + 8 * j, 8);
+        out[j] = static_cast<uint8_t>((eight >> 4 & 0x0101010101010101) * 0x0102040810204080 >> 56);
+    }
+}
+
+// one bit of each level, eight levels 32 apart in a byte
+template <int bit>
+void eighths(const uint8_t* q, uint8_t* out) {
+    std::memset(out, 0, 32);
+    for (int j = 0; j < 8; j++)
+        for (int i = 0; i < 32; i++) out[i] = static_cast<uint8_t>(out[i] | (q[32 * j + i] >> bit & 1) << j);
 }
 
 // eight 6-bit scales and minima in 12 bytes
@@ -31,11 +42,7 @@ void q4_k(const uint8_t* q, uint8_t* out) {
 }
 
 void q5_k(const uint8_t* q, uint8_t* out) {
-    for (int i = 0; i < 32; i++) {
-        unsigned bits = 0;
-        for (int j = 0; j < 8; j++) bits |= (q[32 * j + i] >> 4 & 1u) << j;
-        out[i] = static_cast<uint8_t>(bits);
-    }
+    eighths<4>(q, out);
     q4_k(q, out + 32);
 }
 
@@ -52,11 +59,7 @@ void q2_k(const uint8_t* q, const uint8_t* scale, const uint8_t* minimum, uint8_
 }
 
 void q3_k(const uint8_t* q, const uint8_t* scale, uint8_t* out) {
-    for (int i = 0; i < 32; i++) {
-        unsigned bits = 0;
-        for (int j = 0; j < 8; j++) bits |= (q[32 * j + i] >> 2 & 1u) << j;
-        out[i] = static_cast<uint8_t>(bits);
-    }
+    eighths<2>(q, out);
     pairs(q, out + 32);
     nibbles(scale, 8, 8, out + 96);
     for (int j = 0; j < 4; j++)
@@ -105,9 +108,9 @@ void encode(Type type, const Rounded& r, int lane, uint8_t* p) {
     uint8_t q[256], scale[16], minimum[16];
     const bool table = type == Type::IQ4_NL || type == Type::IQ4_XS;
     const int n = static_cast<int>(rounded_columns(type)), offset = level_offset(type);
-    for (int i = 0; i < n; i++) q[i] = static_cast<uint8_t>(r.q[i][lane] + offset);
+    for (int i = 0; i < n; i++) q[i] = static_cast<uint8_t>(r.q[lane][i] + offset);
     if (table)
-        for (int i = 0; i < n; i++) q[i] = kCodes.of[static_cast<uint8_t>(r.q[i][lane] + 127)];
+        for (int i = 0; i < n; i++) q[i] = kCodes.of[static_cast<uint8_t>(r.q[lane][i] + 127)];
     for (int j = 0; j < 16 && n == 256; j++) {
         scale[j] = static_cast<uint8_t>(r.scale[j][lane] + scale_offset(type));
         minimum[j] = static_cast<uint8_t>(r.minimum[j][lane]);

@@ -1,5 +1,5 @@
 // The search of round.cpp: levels, scales and minima of sub-blocks that leave the least weighted squared error.
-// x, w (n) and everything that comes of them: one F is one value of each of 16 rows.
+// x, w (n), q and everything that comes of them: one F is one value of each of 16 rows.
 #pragma once
 #include "round.h"
 #include "simd.h"
@@ -42,9 +42,32 @@ struct Table {
     }
 };
 
-// Where the value of largest magnitude is tried: at `first`, `step` more ... `last`, and at minus these.
+// Where the value of largest magnitude is tried.
 struct Targets {
-    float first, last, step;
+    float at[24] = {};
+    int count = 0;
+    constexpr void add(float target) { at[count++] = target; }
+};
+
+// At `first`, `step` more ... `last`, and at minus these, if that is not the same: levels from `low` to `high` are cut off on
+// one side only.
+constexpr Targets targets(float first, float last, float step, float low, float high, bool symmetric = true) {
+    Targets t;
+    for (float at = first; at <= last; at += step) {
+        t.add(at);
+        if (!symmetric || (low < 0 && at >= high + 0.5f)) t.add(-at);
+    }
+    return t;
+}
+
+// How much errors count: each column's by its own weight, or all alike.
+struct Weighted {
+    const F* w;
+    BISE_INLINE F operator()(int i, F x) const { return mul(w[i], x); }
+    BISE_INLINE Weighted from(int i) const { return {w + i}; }
+};
+struct Alike {
+    BISE_INLINE F operator()(int, F x) const { return x; }
 };
 
 struct Fit {
@@ -53,11 +76,11 @@ struct Fit {
 
 // The scale s and levels q of least sum w (x - s q)^2: for given levels s = sum w x q / sum w q^2, for a given s each level
 // is the nearest. Tried from every target, then from the best of them on.
-template <class Grid, int n>
-BISE_INLINE Fit fit(const F* x, const F* w, Targets targets) {
+template <class Grid, int n, class W>
+BISE_INLINE Fit fit(const F* x, W w, const Targets& targets) {
     F wx[n], top = zero(), size = zero();
     for (int i = 0; i < n; i++) {
-        wx[i] = mul(w[i], x[i]);
+        wx[i] = w(i, x[i]);
         const F a = magnitude(x[i]);
         top = where_above(a, size, x[i], top);
         size = max(size, a);
@@ -68,7 +91,7 @@ BISE_INLINE Fit fit(const F* x, const F* w, Targets targets) {
         for (int i = 0; i < n; i++) {
             const F q = Grid::snap(mul(x[i], r));
             a = add(a, mul(wx[i], q));
-            c = add(c, mul(mul(w[i], q), q));
+            c = add(c, mul(w(i, q), q));
         }
         const F s = mul(a, inverse(c)), gain = mul(a, s);
         scale = where_above(gain, best, s, scale);
@@ -76,17 +99,16 @@ BISE_INLINE Fit fit(const F* x, const F* w, Targets targets) {
         best = where_above(gain, best, gain, best);
     };
     const F unit = inverse(top);
-    for (float at = targets.first; at <= targets.last; at += targets.step)
-        attempt(mul(set1(at), unit)), attempt(mul(set1(-at), unit));
+    for (int i = 0; i < targets.count; i++) attempt(mul(set1(targets.at[i]), unit));
     for (int i = 0; i < kAgain; i++) attempt(inverse(scale));
     return {scale, curve};
 }
 
 // One scale for the whole block of n.
-template <class Grid, int n>
-BISE_INLINE void round_single(const F* x, const F* w, Targets targets, Rounded& out) {
+template <class Grid, int n, class W>
+BISE_INLINE void round_single(const F* x, W w, const Targets& targets, F* q, Rounded& out) {
     const F r = inverse(halved(fit<Grid, n>(x, w, targets).scale, out.d));
-    for (int i = 0; i < n; i++) store_bytes(out.q[i], round(Grid::snap(mul(x[i], r))));
+    for (int i = 0; i < n; i++) q[i] = Grid::snap(mul(x[i], r));
 }
 
 // What a sub-block becomes with one integer scale: its error, and the sums that the block's own scale is fitted from.
@@ -102,12 +124,12 @@ struct Trial {
 };
 
 template <class Grid, int n>
-BISE_INLINE Trial attempt(const F* x, const F* w, F d, F own) {
+BISE_INLINE Trial attempt(const F* x, Weighted w, F d, F own) {
     const F scale = mul(d, own), r = inverse(scale);
     Trial t = {zero(), own, zero(), zero()};
     for (int i = 0; i < n; i++) {
-        const F q = Grid::snap(mul(x[i], r)), off = sub(x[i], mul(scale, q)), wq = mul(w[i], q);
-        t.error = add(t.error, mul(mul(w[i], off), off));
+        const F q = Grid::snap(mul(x[i], r)), off = sub(x[i], mul(scale, q)), wq = w(i, q);
+        t.error = add(t.error, mul(w(i, off), off));
         t.wqx = add(t.wqx, mul(wq, x[i]));
         t.wqq = add(t.wqq, mul(wq, q));
     }
@@ -118,21 +140,21 @@ BISE_INLINE Trial attempt(const F* x, const F* w, F d, F own) {
 // sub-blocks what levels are to values, weighted by the curves. Then each integer may move by one, and the float16 is fitted
 // again to what was chosen.
 template <class Grid, class Scales, int subs, int n>
-BISE_INLINE void round_nested(const F* x, const F* w, Targets targets, Targets scale_targets, Rounded& out) {
+BISE_INLINE void round_nested(const F* x, Weighted w, const Targets& targets, const Targets& scale_targets, F* q, Rounded& out) {
     F s[subs], c[subs], k[subs];
     for (int j = 0; j < subs; j++) {
-        const Fit f = fit<Grid, n>(x + j * n, w + j * n, targets);
+        const Fit f = fit<Grid, n>(x + j * n, w.from(j * n), targets);
         s[j] = f.scale, c[j] = f.curve;
     }
-    F d = halved(fit<Scales, subs>(s, c, scale_targets).scale, out.d), r = inverse(d);
+    F d = halved(fit<Scales, subs>(s, Weighted{c}, scale_targets).scale, out.d), r = inverse(d);
     for (int j = 0; j < subs; j++) k[j] = Scales::snap(mul(s[j], r));
     for (int again = 0; again < kSettle; again++) {
         F above = zero(), below = zero();
         for (int j = 0; j < subs; j++) {
-            Trial best = attempt<Grid, n>(x + j * n, w + j * n, d, k[j]);
+            Trial best = attempt<Grid, n>(x + j * n, w.from(j * n), d, k[j]);
             for (float step : {-1.0f, 1.0f}) {
                 const F own = clamp(add(k[j], set1(step)), Scales::low, Scales::high);
-                best.keep_better(attempt<Grid, n>(x + j * n, w + j * n, d, own));
+                best.keep_better(attempt<Grid, n>(x + j * n, w.from(j * n), d, own));
             }
             k[j] = best.own;
             above = add(above, mul(best.own, best.wqx));
@@ -143,7 +165,7 @@ BISE_INLINE void round_nested(const F* x, const F* w, Targets targets, Targets s
     for (int j = 0; j < subs; j++) {
         const F u = inverse(mul(d, k[j]));
         store_bytes(out.scale[j], round(k[j]));
-        for (int i = j * n; i < j * n + n; i++) store_bytes(out.q[i], round(Grid::snap(mul(x[i], u))));
+        for (int i = j * n; i < j * n + n; i++) q[i] = Grid::snap(mul(x[i], u));
     }
 }
 

@@ -238,6 +238,21 @@ i64 round_rows(const Kernels& k, Pool& pool, Type type, const float* x, i64 rows
     return sick == rows ? -1 : sick.load();
 }
 
+void in_turn(const Kernels& k, Pool& pool, const Columns& columns, i64 rows) {
+    ranges(pool, rows, kRows, [&](i64 r0, i64 r1) { k.in_turn(columns, r0, static_cast<int>(r1 - r0), nullptr); });
+}
+
+void sweep(const Kernels& k, Pool& pool, Columns columns, i64 rows, float* pull) {
+    const i64 group = std::clamp<i64>((rows + pool.threads() - 1) / pool.threads(), 1, 512);  // rows that share a look at it
+    const Buffer memory(sizeof(Moves) * static_cast<size_t>(rows));
+    auto* moves = memory.as<Moves>();
+    for (columns.at = 0; columns.at < columns.cols; columns.at += kColumns) {
+        columns.n = std::min(kColumns, columns.cols - columns.at);
+        ranges(pool, rows, kRows, [&](i64 r0, i64 r1) { k.in_turn(columns, r0, static_cast<int>(r1 - r0), moves + r0); });
+        ranges(pool, rows, group, [&](i64 r0, i64 r1) { k.spread(columns, moves, r0, r1 - r0, pull); });
+    }
+}
+
 #ifdef BISE_ARM64
 namespace {
 bool has_dot_products() {

@@ -2,6 +2,7 @@
 #pragma once
 #include <vector>
 
+#include "in_turn.h"
 #include "kernels.h"
 #include "pool.h"
 
@@ -42,6 +43,11 @@ void attend(const Kernels& k, Pool& pool, const RingView& ring, const Span* span
 // -> the first row that holds a NaN, or a value beyond the 65504 of float16; or -1
 i64 round_rows(const Kernels& k, Pool& pool, Type type, const float* x, i64 rows, i64 cols, const float* importance,
                uint8_t* out);
+
+// These columns of all rows, rounded in turn.
+void in_turn(const Kernels& k, Pool& pool, const Columns& columns, i64 rows);
+// All columns, a span after the other; `pull` follows what moves.
+void sweep(const Kernels& k, Pool& pool, Columns columns, i64 rows, float* pull);
 
 // The instruction sets of this build that run here, best first.
 const std::vector<const Kernels*>& kernels_here();

@@ -24,5 +24,6 @@ import bise
 bise._kernels = kernels
 import pytest
 
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "tests/test_cpu.py", "tests/test_rounding.py", *sys.argv[2:]]))
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "tests/test_cpu.py", "tests/test_rounding.py", "tests/test_in_turn.py",
+                      *sys.argv[2:]]))
 PY

@@ -33,6 +33,8 @@ const Kernels BISE_JOIN(kernels_, BISE_ISA) = {BISE_STRING(BISE_ISA),
                                                BISE_ISA::swiglu_back,
                                                BISE_ISA::store_ring,
                                                BISE_ISA::attend,
-                                               BISE_ISA::round_rows};
+                                               BISE_ISA::round_rows,
+                                               BISE_ISA::in_turn,
+                                               BISE_ISA::spread};
 
 }  // namespace bise

@@ -37,6 +37,34 @@ class Verbs:
     def quantise(self, type: str, values: np.ndarray, importance: np.ndarray | None, out: np.ndarray) -> int:
         """out (uint8): the blocks. -> the first row that holds a NaN, or a value beyond float16; or -1."""
 
+    def in_turn(
+        self,
+        type: str,
+        feedback: np.ndarray,
+        at: int,
+        n: int,
+        w: np.ndarray,
+        zero: np.ndarray,
+        step: np.ndarray,
+        pull: np.ndarray,
+        error: np.ndarray,
+        levels: np.ndarray,
+    ) -> None:
+        """Columns [at, at + n) of w (rows, cols), one after the other; csrc/in_turn.h."""
+
+    def sweep(
+        self,
+        type: str,
+        feedback: np.ndarray,
+        w: np.ndarray,
+        zero: np.ndarray,
+        step: np.ndarray,
+        pull: np.ndarray,
+        error: np.ndarray,
+        levels: np.ndarray,
+    ) -> None:
+        """All columns, and pull follows what moves."""
+
     def embed(
         self, type: str, table: np.ndarray, rows: int, cols: int, tokens: np.ndarray, out: np.ndarray
     ) -> None: ...

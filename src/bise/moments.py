@@ -23,6 +23,7 @@ from .weights import Layer, Parameters, Weights
 
 Progress = Callable[[int, int], None]
 Chunks = Sequence[NDArray[np.int32]]  # token ids, each a sequence of its own, BOS included where it belongs
+TOGETHER = 2048  # tokens whose products are added up at once: a matrix of sums is not touched for fewer
 LINEAR = tuple(part.name for part in fields(Layer) if not part.name.endswith("norm"))
 
 
@@ -139,19 +140,28 @@ class Grams:
     def __init__(self, ops: Ops, wanted: set[str]) -> None:
         self._ops, self._wanted = ops, wanted
         self._sums: dict[tuple[str, ...], tuple[Floats, int]] = {}
+        self._waiting: dict[tuple[str, ...], list[Floats]] = {}
 
     def see(self, weights: list[str], x: Array) -> None:
         group = tuple(name for name in weights if name in self._wanted)
         if group:
-            values = self._ops.numpy(x)
-            product = values.T @ values  # NumPy sees that both are one, and computes half of it
-            before, count = self._sums.get(group, (None, 0))
-            if before is not None:
-                product += before
-            self._sums[group] = product, count + len(values)
+            waiting = self._waiting.setdefault(group, [])
+            waiting.append(np.array(self._ops.numpy(x)))  # (a copy: a backend may write over its own)
+            if sum(map(len, waiting)) >= TOGETHER:
+                self._add(group)
+
+    def _add(self, group: tuple[str, ...]) -> None:
+        values = np.concatenate(self._waiting.pop(group))
+        product = values.T @ values  # NumPy sees that both are one, and computes half of it
+        before, count = self._sums.get(group, (None, 0))
+        if before is not None:
+            product += before
+        self._sums[group] = product, count + len(values)
 
     def means(self) -> dict[str, Floats]:
         """Name -> mean; the sums are given up."""
+        for group in list(self._waiting):
+            self._add(group)
         means: dict[str, Floats] = {}
         for group, (product, count) in self._sums.items():
             product /= np.float32(count)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -30,13 +31,17 @@ from .quant import IQ4_VALUES, Floats, QTensor
 
 AGAIN = 2  # rounds of levels for a scale, scale for the levels, after the targets
 SETTLE = 2  # rounds of integers for a float16, float16 for the integers
-BEYOND, ASIDE = (-1.75, -1.0, -0.25, 0.5, 1.25), (-0.375, -0.125, 0.125, 0.375)  # levels; see `_fit_line`
+# Where a line is tried: how many levels the values reach beyond all, and how far their middle is aside. Or fewer.
+Places = tuple[tuple[float, float], ...]
+PLACES: Places = tuple(product((-1.75, -1.0, -0.25, 0.5, 1.25), (-0.375, -0.125, 0.125, 0.375)))
+FEW: Places = ((0.25, -0.25), (0.25, 0.0), (0.25, 0.25), (-0.75, -0.375), (-0.75, 0.375), (-1.75, 0.0))
 
 
 @dataclass(frozen=True)
 class Grid:
     """Levels from `low` to `high` at distance 1, or a table of them. A search tries the value of largest magnitude at
-    `first`, at `step` more, ... at `last`, and at minus these: inside the range, at its end and a little beyond."""
+    `first`, at `step` more, ... at `last`: inside the range, at its end and a little beyond. And at minus these, if one
+    end of the range cuts off there what the other does not."""
 
     low: float
     high: float
@@ -54,19 +59,21 @@ class Grid:
     def targets(self) -> Iterator[np.float32]:
         for target in np.arange(self.first, self.last + self.step / 2, self.step, np.float32):
             yield target
-            yield -target
+            if self.low < 0 and (self.table is not None or target >= self.high + 0.5):
+                yield -target
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """How a type spends its bits: `subs` sub-blocks of n values with levels of `grid`; scales: the integers that
-    multiply the block's float16, where there are any; minima: whether something is subtracted, too."""
+    """How a type spends its bits: `subs` sub-blocks of n values with levels of `grid`; scales: integers that multiply
+    the block's float16; minima: whether something is subtracted; few: targets, as good if all errors count alike."""
 
     n: int
     subs: int
     grid: Grid
     scales: Grid | None = None
     minima: bool = False
+    few: tuple[float, ...] = ()
 
 
 BITS8 = Grid(-128, 127, 120, 128)
@@ -80,8 +87,8 @@ TO_15 = Grid(0, 15, 14, 15.5, 0.5)
 
 ROUNDING: dict[str, Rounding] = {
     "Q8_0": Rounding(32, 1, BITS8),
-    "Q5_0": Rounding(32, 1, BITS5),
-    "Q4_0": Rounding(32, 1, BITS4),
+    "Q5_0": Rounding(32, 1, BITS5, few=(-16.5, -16, -15.5, 15)),
+    "Q4_0": Rounding(32, 1, BITS4, few=(-8.5, -8, -7.5, 7)),
     "IQ4_NL": Rounding(32, 1, TABLE),
     "Q5_1": Rounding(32, 1, Grid(0, 31), minima=True),
     "Q4_1": Rounding(32, 1, Grid(0, 15), minima=True),
@@ -118,14 +125,14 @@ def rounded(array: np.ndarray, type: str, importance: np.ndarray | None = None) 
     x = _by_element(np.ascontiguousarray(array, np.float32), kind)
     w = _by_element(np.broadcast_to(weights, (rows, cols)), kind)
     with np.errstate(over="ignore", invalid="ignore"):
-        found = search(kind, x, w)
+        found = search(kind, x, w, alike=importance is None)
     return QTensor(type, (rows, cols), PACK[type](found).reshape(-1))
 
 
-def search(kind: Rounding, x: Floats, w: Floats) -> Rounded:
-    """The whole search. x, w (n, subs, R)."""
+def search(kind: Rounding, x: Floats, w: Floats, alike: bool) -> Rounded:
+    """The whole search. x, w (n, subs, R); alike: all w are 1."""
     if kind.scales is None:
-        return (_round_line if kind.minima else _round_single)(kind, x, w)
+        return (_round_line if kind.minima else _round_single)(kind, x, w, alike)
     return (_round_nested_lines if kind.minima else _round_nested)(kind, x, w)
 
 
@@ -172,7 +179,7 @@ def _where(better: np.ndarray, new: Iterable[Floats], old: Iterable[Floats]) -> 
 # One scale: x is near s q.
 
 
-def _fit(x: Floats, w: Floats, grid: Grid) -> tuple[Floats, Floats]:
+def _fit(x: Floats, w: Floats, grid: Grid, few: tuple[float, ...] = ()) -> tuple[Floats, Floats]:
     """-> scale s and curve (...) of least sum w (x - s q)^2 over the first axis: away from its best, a scale's error
     grows by curve * distance^2. For given levels s = sum w x q / sum w q^2."""
     wx = w * x
@@ -186,15 +193,15 @@ def _fit(x: Floats, w: Floats, grid: Grid) -> tuple[Floats, Floats]:
         s = a * _inverse(c)
         best = _where(a * s > best[0], (a * s, s, c), best)
 
-    for target in grid.targets():
+    for target in map(np.float32, few) if few else grid.targets():
         attempt(target * _inverse(top))
     for _ in range(AGAIN):
         attempt(_inverse(best[1]))
     return best[1], best[2]
 
 
-def _round_single(kind: Rounding, x: Floats, w: Floats) -> Rounded:
-    d = _halved(_fit(x, w, kind.grid)[0])[0]
+def _round_single(kind: Rounding, x: Floats, w: Floats, alike: bool) -> Rounded:
+    d = _halved(_fit(x, w, kind.grid, kind.few if alike else ())[0])[0]
     return Rounded(kind.grid.snap(x * _inverse(d)), d)
 
 
@@ -263,9 +270,9 @@ def _solve(s: _Sums, any_sign: bool) -> tuple[Floats, Floats, Floats]:
     return scale, np.minimum(base, np.float32(0)), curve
 
 
-def _fit_line(x: Floats, w: Floats, grid: Grid, any_sign: bool) -> tuple[Floats, Floats, Floats]:
-    """-> scale, base, curve of least sum w (x - scale q - base)^2. Tried are levels that the values reach BEYOND in
-    all, with their middle ASIDE of the values' middle. curve: of the error over the scale, if the base follows it."""
+def _fit_line(x: Floats, w: Floats, grid: Grid, any_sign: bool, places: Places) -> tuple[Floats, Floats, Floats]:
+    """-> scale, base, curve of least sum w (x - scale q - base)^2. curve: of the error over the scale, if the base
+    follows it."""
     low, high, w_all, wx_all = x.min(axis=0), x.max(axis=0), _total(w), _total(w * x)
     mean = wx_all * _inverse(w_all)
     if not any_sign:
@@ -280,25 +287,23 @@ def _fit_line(x: Floats, w: Floats, grid: Grid, any_sign: bool) -> tuple[Floats,
         gain = np.where(scale > 0, scale * s.wqx + base * s.wx, zeros)
         best = _where(gain > best[0], (gain, scale, base, curve), best)
 
-    span = high - low
-    for beyond in BEYOND:
-        for aside in ASIDE:
-            levels = np.float32(grid.high + beyond)
-            attempt(low + np.float32(beyond / 2 + aside) / levels * span, levels * _inverse(span))
+    for beyond, aside in places:
+        levels = np.float32(grid.high + beyond)
+        attempt(low + np.float32(beyond / 2 + aside) / levels * (high - low), levels * _inverse(high - low))
     for _ in range(AGAIN):
         attempt(best[2], _inverse(best[1]))
     return best[1], best[2], best[3]
 
 
-def _round_line(kind: Rounding, x: Floats, w: Floats) -> Rounded:
-    scale, base, _ = _fit_line(x, w, kind.grid, any_sign=True)
+def _round_line(kind: Rounding, x: Floats, w: Floats, alike: bool) -> Rounded:
+    scale, base, _ = _fit_line(x, w, kind.grid, any_sign=True, places=FEW if alike else PLACES)
     d, least = _halved(scale), _halved(base)
     return Rounded(_levels(kind.grid, x, least, _inverse(d)), d[0], least[0])
 
 
 def _round_nested_lines(kind: Rounding, x: Floats, w: Floats) -> Rounded:
     assert kind.scales is not None
-    scale, base, curve = _fit_line(x, w, kind.grid, any_sign=False)
+    scale, base, curve = _fit_line(x, w, kind.grid, any_sign=False, places=PLACES)
     d = _halved(_fit(scale, curve, kind.scales)[0])
     own = kind.scales.snap(scale * _inverse(d))
     s = _add_up(x, w, _levels(kind.grid, x, base, _inverse(d * own)))

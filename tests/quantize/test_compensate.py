@@ -13,18 +13,18 @@ from bise.api import BUILT_IN
 from bise.errors import RequestError
 from bise.evaluate.run import parts
 from bise.moments import layer_moments
+from bise.ops.cpu import Cpu
 from bise.quant import Floats, QTensor
 from bise.quantize.compensate import DAMPING, SPAN, Moment, compensate
 from bise.quantize.lattice import LATTICES, grid, nearest
 from bise.quantize.sequential import Sequential
-from bise.quantize.tensors import by_kernels
 from bise.score import Divergence
 from bise.texts import Cut
 from bise.weights import Weights
 from tiny import tiny_config, tiny_weights, write_tiny_gguf
 
 ROWS, COLS = 40, 512
-SEARCH = by_kernels(1)
+CPU = Cpu(1)
 
 
 def inputs(correlation: float = 0.8, cols: int = COLS, count: int = 2000) -> Floats:
@@ -59,7 +59,7 @@ def gptq(weight: Floats, h: Floats, importance: Floats, type: str) -> Floats:
     made = np.zeros_like(w)
     for at in range(0, cols, SPAN):
         span = slice(at, at + SPAN)
-        chosen = SEARCH("", w[:, span].astype(np.float32), type, importance[span]).data
+        chosen = CPU.quantise(w[:, span].astype(np.float32), type, importance[span]).data
         zero, step = (part.reshape(rows, SPAN) for part in grid(type, chosen.reshape(rows, -1)))
         for k in range(SPAN):
             _, made[:, at + k] = nearest(type, w[:, at + k].astype(np.float32), zero[:, k], step[:, k])
@@ -70,7 +70,7 @@ def gptq(weight: Floats, h: Floats, importance: Floats, type: str) -> Floats:
 
 def test_factors() -> None:
     moment = Moment.of(H)
-    m = moment.feedback.astype(np.float64)
+    m = moment.feedback.T.astype(np.float64)
     np.testing.assert_allclose(m @ np.diag(moment.cost) @ m.T, moment.h, atol=1e-5 * H.max())
     np.testing.assert_allclose(np.diag(moment.h), np.diag(H) + DAMPING * np.diag(H).mean(), rtol=1e-5)
     assert not np.tril(m, -1).any() and np.allclose(np.diag(m), 1)
@@ -81,7 +81,7 @@ def test_first_pass_is_gptq(type: str) -> None:
     """Value for value, but for rows in which one weight lies between two levels and float32 goes the other way: all that
     follows in its row is then different, and as good."""
     moment = Moment.of(H)
-    made = compensate(WEIGHT, moment, type, SEARCH, sweeps=0)
+    made = compensate(WEIGHT, moment, type, CPU, sweeps=0)
     theirs = gptq(WEIGHT, H, moment.cost, type)
     same = np.isclose(made.dequantise(), theirs, rtol=1e-4, atol=1e-4)
     assert same.mean() > 0.7
@@ -91,9 +91,9 @@ def test_first_pass_is_gptq(type: str) -> None:
 
 @pytest.mark.parametrize("type", LATTICES)
 def test_costs_less_than_rounding(type: str) -> None:
-    plain = cost(WEIGHT, SEARCH("", WEIGHT, type, np.ascontiguousarray(np.diag(H))), H)
+    plain = cost(WEIGHT, CPU.quantise(WEIGHT, type, np.ascontiguousarray(np.diag(H))), H)
     moment = Moment.of(H)
-    costs = [cost(WEIGHT, compensate(WEIGHT, moment, type, SEARCH, n), moment.h) for n in (0, 1, 2)]
+    costs = [cost(WEIGHT, compensate(WEIGHT, moment, type, CPU, n), moment.h) for n in (0, 1, 2)]
     assert costs[0] < 0.8 * plain
     assert costs[2] <= costs[1] <= costs[0]
 
@@ -101,30 +101,30 @@ def test_costs_less_than_rounding(type: str) -> None:
 def test_independent_inputs_leave_nothing_to_gain() -> None:
     """A diagonal H: no worse than the search with importance, and no farther from it than its own rounding."""
     h = np.diag(np.diag(H))
-    made, plain = compensate(WEIGHT, Moment.of(h), "Q4_K", SEARCH), SEARCH("", WEIGHT, "Q4_K", Moment.of(h).cost)
+    made, plain = compensate(WEIGHT, Moment.of(h), "Q4_K", CPU), CPU.quantise(WEIGHT, "Q4_K", Moment.of(h).cost)
     assert 0.9 * cost(WEIGHT, plain, h) < cost(WEIGHT, made, h) <= 1.0001 * cost(WEIGHT, plain, h)
 
 
 def test_rows_do_not_depend_on_each_other() -> None:
     moment = Moment.of(H)
-    whole, some = compensate(WEIGHT, moment, "Q3_K", SEARCH), compensate(WEIGHT[8:24], moment, "Q3_K", SEARCH)
+    whole, some = compensate(WEIGHT, moment, "Q3_K", CPU), compensate(WEIGHT[8:24], moment, "Q3_K", CPU)
     assert (whole.dequantise()[8:24] == some.dequantise()).mean() > 0.99  # a product of other shape rounds otherwise
 
 
 @pytest.mark.parametrize("cols", [32, 288])
 def test_odd_widths(cols: int) -> None:
     h, weight = second(inputs(cols=cols)), WEIGHT[:, :cols]
-    made = compensate(weight, Moment.of(h), "Q4_0", SEARCH)
-    assert made.shape == (ROWS, cols) and cost(weight, made, h) < cost(weight, SEARCH("", weight, "Q4_0", None), h)
+    made = compensate(weight, Moment.of(h), "Q4_0", CPU)
+    assert made.shape == (ROWS, cols) and cost(weight, made, h) < cost(weight, CPU.quantise(weight, "Q4_0", None), h)
 
 
 def test_columns_that_never_met_an_input() -> None:
     """And an H of lower rank than it has columns: damping carries both."""
     x = inputs(count=100)
     x[:, 7:300:9] = 0
-    made = compensate(WEIGHT, Moment.of(second(x)), "Q4_K", SEARCH)
+    made = compensate(WEIGHT, Moment.of(second(x)), "Q4_K", CPU)
     assert np.isfinite(made.dequantise()).all() and np.abs(WEIGHT - made.dequantise())[:, 7].max() < 0.5
-    nothing = compensate(WEIGHT, Moment.of(np.zeros((COLS, COLS), np.float32)), "Q4_K", SEARCH)
+    nothing = compensate(WEIGHT, Moment.of(np.zeros((COLS, COLS), np.float32)), "Q4_K", CPU)
     assert np.abs(WEIGHT - nothing.dequantise()).max() < 0.5
 
 
@@ -134,7 +134,7 @@ def test_each_layer_meets_what_the_rounded_ones_hand_on(tmp_path: Path, monkeypa
     config = tiny_config(dim=256, hidden_dim=256, head_dim=64, vocab_size=320)
     path = write_tiny_gguf(tmp_path / "f32.gguf", config, tiny_weights(config))
     chunks = [np.random.default_rng(i).integers(3, 300, 64).astype(np.int32) for i in range(4)]
-    rounding = Sequential(bise.load(path, kv="f32", backend="reference"), chunks, SEARCH)
+    rounding = Sequential(bise.load(path, kv="f32", backend="reference"), chunks, CPU)
     monkeypatch.setattr("bise.quantize.tensors.STRIP", 256 * 64)
     quantize.quantize(path, tmp_path / "q.gguf", "Q4_K_S", round=rounding)
     mixed = bise.load(path, kv="f32", backend="reference")
@@ -148,7 +148,7 @@ def test_each_layer_meets_what_the_rounded_ones_hand_on(tmp_path: Path, monkeypa
 def test_backwards_is_refused(tmp_path: Path) -> None:
     config = tiny_config(dim=256, hidden_dim=256, head_dim=64, vocab_size=320)
     path = write_tiny_gguf(tmp_path / "f32.gguf", config, tiny_weights(config))
-    rounding = Sequential(bise.load(path, kv="f32"), [np.arange(3, 40, dtype=np.int32)], SEARCH)
+    rounding = Sequential(bise.load(path, kv="f32"), [np.arange(3, 40, dtype=np.int32)], CPU)
     weight = Weights.open(path)["blk.1.attn_q"].dequantise()
     rounding("blk.1.attn_q", weight, "Q4_K", None)
     with pytest.raises(RequestError, match="layer 0 after layer 1"):
@@ -165,7 +165,7 @@ def test_nearer_to_the_full_model(tmp_path: Path, shared: Path) -> None:
     chunks = Cut(256).chunks(model.tokenizer.encode(text[:100_000]), model.tokenizer.bos)
     calibration, judged = chunks[:48], chunks[-12:]
     kl = {}
-    for name, rounding in (("plain", None), ("compensated", Sequential(model, list(calibration), SEARCH))):
+    for name, rounding in (("plain", None), ("compensated", Sequential(model, list(calibration), CPU))):
         quantize.quantize(BUILT_IN, tmp_path / f"{name}.gguf", "Q3_K_M", round=rounding)
         kl[name] = divergence(tmp_path / f"{name}.gguf", judged)
     assert kl["compensated"] < 0.85 * kl["plain"]

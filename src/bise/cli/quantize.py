@@ -94,7 +94,7 @@ def quantize(
     made = plan(weights, out, named, informed, kept, types)
     started = time.perf_counter()
     if compensate is not None and not dry_run:
-        round = _compensating(path, compensate, threads, round)
+        round = _compensating(path, compensate, threads)
     if not dry_run:
         with Bar("quantising", "bytes") as bar:
             write(made, bar, round)
@@ -118,10 +118,11 @@ def _informed(path: Path | None) -> Informed | None:
     return Informed(found, str(path), ", ".join(found.datasets), found.chunks)
 
 
-def _compensating(path: Path, text: Path, threads: int | None, search: Any) -> Any:
+def _compensating(path: Path, text: Path, threads: int | None) -> Any:
     """The rounding that makes up for its errors, on the model's own inputs when it reads the text."""
     from .. import texts
     from ..api import load
+    from ..ops.cpu import Cpu
     from ..quantize.sequential import CONTEXT, MOST, Sequential
     from .terminal import Bar
 
@@ -129,7 +130,7 @@ def _compensating(path: Path, text: Path, threads: int | None, search: Any) -> A
     with Bar("loading", "bytes") as bar:
         model = load(path, kv="f32", threads=threads, progress=bar)
     cut = texts.Cut(min(CONTEXT, model.config.context), most=MOST)
-    return Sequential(model, list(texts.cut(model.tokenizer, read, cut)), search)
+    return Sequential(model, list(texts.cut(model.tokenizer, read, cut)), Cpu(threads))
 
 
 def _searched(weights: Weights, bits: float, informed: Informed | None, round: Any) -> dict[str, str]:

@@ -8,31 +8,32 @@ when its first column is reached, by the ordinary search, on the weights that wo
 their importance.
 
 What was rounded first knew nothing of what came later. So then each column moves again to the level that is best among
-all the others as they are, W_k + sum_{j!=k} E_j H_jk / H_kk: coordinate descent, which can only lower the cost.
+all the others as they are, W_k + sum_{j!=k} E_j H_jk / H_kk: coordinate descent, which can only lower the cost. How all
+errors pull at a column, E H, is worked out once; then it follows those few that move.
+
+Large products are NumPy's; what goes column by column is in csrc/in_turn.cpp.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import cast
 
 import numpy as np
 
 from ..errors import RequestError
-from ..quant import TYPES, Floats, QTensor
-from .lattice import LATTICES, grid, nearest
-from .tensors import Round
+from ..ops.cpu import Cpu
+from ..quant import TYPES, Bytes, Floats, QTensor
+from .lattice import LATTICES, grid
 
 SPAN = 256  # columns of which the scales are chosen at once: a super-block, or eight blocks of 32
-STRIDE = 32  # columns within which errors are passed on one by one
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
 SWEEPS = 3  # times that all columns move again
 
 
 @dataclass(frozen=True, eq=False)
 class Moment:
-    """H (n, n) float32, the mean of x x^T over inputs, damped; and its factors M (n, n) and D (n,), float32."""
+    """H (n, n) float32, the mean of x x^T over inputs, damped; and its factors, float32 too: `feedback` is M^T
+    (n, n), `cost` is D (n,)."""
 
     h: Floats
     feedback: Floats
@@ -53,98 +54,78 @@ class Moment:
             except np.linalg.LinAlgError:  # not positive in this precision: damp more
                 damping *= 4
         roots = np.diagonal(upper)
-        return cls(h, cast(Floats, upper / roots), np.square(roots))
+        feedback = np.ascontiguousarray(upper.T)
+        feedback /= roots[:, None]
+        return cls(h, feedback, np.square(roots))
 
 
-def compensate(weight: Floats, moment: Moment, type: str, search: Round, sweeps: int = SWEEPS) -> QTensor:
-    """weight (rows, cols) -> `type`, so that its products with such inputs stay near. search: the ordinary rounding, as
-    a `Round`. Rows do not depend on each other.
+def compensate(weight: Floats, moment: Moment, type: str, cpu: Cpu, sweeps: int = SWEEPS) -> QTensor:
+    """weight (rows, cols) -> `type`, so that its products with such inputs stay near. Rows do not depend on each other.
 
-    What is gained comes from inputs being correlated; on independent ones this is `search` with importance.
+    What is gained comes from inputs being correlated; on independent ones this is `cpu.quantise` with importance.
     """
-    state = _State(weight, moment, type)
+    state = _State(weight, moment, type, cpu)
     for at in range(0, weight.shape[1], SPAN):
-        state.round_span(at, search)
+        state.round_span(at)
+    if sweeps:
+        state.gather()
     for _ in range(sweeps):
-        for at in range(0, weight.shape[1], SPAN):
-            state.move_span(at)
-    return state.tensor
+        state.sweep()
+    return state.tensor()
 
 
 class _State:
-    """Columns lie in one piece here: w, error (cols, rows); blocks (rows, blocks of a row, bytes)."""
+    """Where a matrix stands. All (rows, cols): level l of a column is worth zero + step l, error is w less what it has
+    become; pull is what the errors so far do to a column: E M - E of those before it, later E H."""
 
-    def __init__(self, weight: Floats, moment: Moment, type: str) -> None:
-        self.moment, self.type, (self.rows, self.cols) = moment, type, weight.shape
-        self.w = np.ascontiguousarray(weight.T, np.float32)
-        self.error = np.zeros_like(self.w)  # w - q
-        kind = TYPES[type]
-        self.blocks = np.empty((self.rows, self.cols // kind.block, kind.nbytes), np.uint8)
+    def __init__(self, weight: Floats, moment: Moment, type: str, cpu: Cpu) -> None:
+        self.moment, self.type, self.cpu = moment, type, cpu
+        self.w = np.ascontiguousarray(weight, np.float32)
+        self.error, self.pull = np.zeros_like(self.w), np.zeros_like(self.w)
+        self.zero, self.step = np.empty_like(self.w), np.empty_like(self.w)
+        self.levels = np.empty(weight.shape, np.int8)
+        rows, cols = weight.shape
+        self.blocks = np.empty((rows, cols // TYPES[type].block, TYPES[type].nbytes), np.uint8)
 
-    @cached_property
-    def tensor(self) -> QTensor:
-        return QTensor(self.type, (self.rows, self.cols), self.blocks.reshape(-1))
-
-    def round_span(self, at: int, search: Round) -> None:
+    def round_span(self, at: int) -> None:
         """Choose the scales of the next columns, and round them one after the other."""
-        span = slice(at, min(at + SPAN, self.cols))
-        m, error = self.moment.feedback[:, span], self.error[span]
-        target = m[:at].T @ self.error[:at]
-        m = m[span]
-        best = self.w[span] + np.linalg.solve(m.T, target)  # where the span would undo all errors so far
-        chosen = search("", np.ascontiguousarray(best.T), self.type, self.moment.cost[span])
-        zero, step = self._put(span, chosen.data)
-        target += self.w[span]
-        index = np.empty(target.shape, np.uint8)
-        for begin, end in _strides(len(target)):
-            target[begin:end] += m[:begin, begin:end].T @ error[:begin]
-            for k in range(begin, end):
-                corrected = target[k] + m[begin:k, k] @ error[begin:k]
-                index[k], value = nearest(self.type, corrected, zero[k], step[k])
-                np.subtract(self.w[at + k], value, out=error[k])
-        self._write(span, index)
+        span = slice(at, min(at + SPAN, self.w.shape[1]))
+        feedback, cost = self.moment.feedback, self.moment.cost[span]
+        own = feedback[span, span].T
+        target = self.error[:, :at] @ feedback[span, :at].T
+        self._choose(span, self.w[:, span] + target @ np.linalg.inv(own), cost)
+        self.pull[:, span] = target
+        self._in_turn(span)
+        self.pull[:, span] = (target + self.error[:, span] @ own) * cost  # E M D, for `gather`
 
-    def move_span(self, at: int) -> None:
-        """Each of these columns to its best level among all others as they are."""
-        span = slice(at, min(at + SPAN, self.cols))
-        h, w, error = self.moment.h[span], self.w[span], self.error[span]
-        pull = h @ self.error  # H E^T: how the cost grows with each error
-        h, before = h[:, span], error.copy()
-        zero, step = self._grid(span)
-        index = np.empty(pull.shape, np.uint8)
-        for begin, end in _strides(len(pull)):
-            moved = error[begin:end] - before[begin:end]  # zeros yet
-            for k in range(begin, end):
-                now = pull[k] + h[k, begin:k] @ moved[: k - begin]
-                index[k], value = nearest(self.type, w[k] + now / h[k, k] - error[k], zero[k], step[k])
-                np.subtract(w[k], value, out=error[k])
-                np.subtract(error[k], before[k], out=moved[k - begin])
-            pull[end:] += h[end:, begin:end] @ moved
-        self._write(span, index)
+    def _choose(self, span: slice, best: Floats, cost: Floats) -> None:
+        """The scales of these columns, for the weights that would undo all errors so far."""
+        chosen = self.cpu.quantise(best, self.type, cost)
+        zero, step = grid(self.type, chosen.data.reshape(-1, TYPES[self.type].nbytes), self._decode)
+        self.zero[:, span], self.step[:, span] = zero.reshape(best.shape), step.reshape(best.shape)
+        place = self.blocks[:, span.start // TYPES[self.type].block : span.stop // TYPES[self.type].block]
+        place[:] = chosen.data.reshape(place.shape)
 
-    def _blocks(self, span: slice) -> np.ndarray:
-        """The blocks of these columns: a view (rows, n, bytes)."""
-        width = TYPES[self.type].block
-        return self.blocks[:, span.start // width : span.stop // width]
+    def _decode(self, blocks: Bytes) -> Floats:
+        out = np.empty((len(blocks), TYPES[self.type].block), np.float32)
+        self.cpu.verbs.dequantise(self.type, blocks.reshape(-1), out)
+        return out
 
-    def _put(self, span: slice, data: np.ndarray) -> tuple[Floats, Floats]:
-        place = self._blocks(span)
-        place[:] = data.reshape(place.shape)
-        return self._grid(span)
+    def _in_turn(self, span: slice) -> None:
+        self.cpu.verbs.in_turn(
+            self.type, self.moment.feedback, span.start, span.stop - span.start,
+            self.w, self.zero, self.step, self.pull, self.error, self.levels,
+        )  # fmt: skip
 
-    def _grid(self, span: slice) -> tuple[Floats, Floats]:
-        """zero and step of these columns, (columns, rows)."""
-        blocks = self._blocks(span).reshape(-1, self.blocks.shape[-1])
-        zero, step = (np.ascontiguousarray(part.reshape(self.rows, -1).T) for part in grid(self.type, blocks))
-        return zero, step
+    def gather(self) -> None:
+        """E M D to E H = E M D M^T."""
+        for at in range(0, self.w.shape[1], SPAN):
+            self.pull[:, at : at + SPAN] = self.pull[:, at:] @ self.moment.feedback[at:, at : at + SPAN]
 
-    def _write(self, span: slice, index: np.ndarray) -> None:
-        """Put levels (columns, rows) into their blocks."""
-        place = self._blocks(span)
-        blocks = place.reshape(-1, place.shape[-1]).copy()
-        LATTICES[self.type].write(blocks, np.ascontiguousarray(index.T).reshape(len(blocks), -1))
-        place[:] = blocks.reshape(place.shape)
+    def sweep(self) -> None:
+        """Each column to its best level among all others as they are."""
+        self.cpu.verbs.sweep(self.type, self.moment.h, self.w, self.zero, self.step, self.pull, self.error, self.levels)
 
-
-def _strides(count: int) -> list[tuple[int, int]]:
-    return [(at, min(at + STRIDE, count)) for at in range(0, count, STRIDE)]
+    def tensor(self) -> QTensor:
+        LATTICES[self.type].put(self.blocks.reshape(-1, TYPES[self.type].nbytes), self.levels)
+        return QTensor(self.type, self.w.shape, self.blocks.reshape(-1))

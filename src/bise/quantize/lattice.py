@@ -13,6 +13,8 @@ import numpy as np
 
 from ..quant import DECODE, IQ4_VALUES, TYPES, Bytes, Floats
 
+Decode = Callable[[Bytes], Floats]  # (n, nbytes) blocks -> (n, block)
+
 
 @dataclass(frozen=True)
 class Lattice:
@@ -24,18 +26,26 @@ class Lattice:
     one: int
     write: Callable[[Bytes, Bytes], None]
 
+    def put(self, blocks: Bytes, levels: np.ndarray) -> None:
+        """Put levels (int8), as many as they hold, into (n, nbytes) blocks."""
+        index = np.zeros(256, np.uint8)
+        index[self.levels.astype(np.int8).view(np.uint8)] = np.arange(len(self.levels))
+        self.write(blocks, index[levels.view(np.uint8)].reshape(len(blocks), -1))
 
-def grid(type: str, blocks: Bytes) -> tuple[Floats, Floats]:
+
+def grid(type: str, blocks: Bytes, decode: Decode | None = None) -> tuple[Floats, Floats]:
     """(n, nbytes) blocks -> zero and step, (n, block) each: what their columns are at level 0, and per level."""
-    lattice, scratch = LATTICES[type], blocks.copy()
-    one = _all_at(lattice, lattice.one, type, scratch)
-    zero = np.zeros_like(one) if lattice.zero is None else _all_at(lattice, lattice.zero, type, scratch)
+    lattice, decode = LATTICES[type], decode or DECODE[type]
+    one = decode(_all_at(lattice.one, type, blocks))
+    zero = np.zeros_like(one) if lattice.zero is None else decode(_all_at(lattice.zero, type, blocks))
     return zero, one - zero
 
 
-def _all_at(lattice: Lattice, index: int, type: str, blocks: Bytes) -> Floats:
-    lattice.write(blocks, np.full((len(blocks), TYPES[type].block), index, np.uint8))
-    return DECODE[type](blocks)
+def _all_at(index: int, type: str, blocks: Bytes) -> Bytes:
+    """The blocks with all of their columns at one level."""
+    ends = np.array([[0], [255]], np.uint8).repeat(TYPES[type].nbytes, axis=1)
+    LATTICES[type].write(ends, np.full((2, TYPES[type].block), index, np.uint8))
+    return np.where(ends[0] == ends[1], ends[0], blocks)  # what was written, and what was left
 
 
 def nearest(type: str, values: Floats, zero: Floats, step: Floats) -> tuple[Bytes, Floats]:

@@ -14,10 +14,10 @@ import numpy as np
 
 from ..errors import RequestError
 from ..moments import Chunks, Loaded, layer_moments
+from ..ops.cpu import Cpu
 from ..quant import Floats, QTensor
 from .compensate import DAMPING, Moment, compensate
 from .lattice import LATTICES
-from .tensors import Round
 
 CONTEXT, MOST = 512, 256  # tokens of a chunk; chunks that are read at most: 131,072 tokens
 
@@ -26,11 +26,11 @@ class Sequential:
     """A `Round` for `quantize.write`, which asks for tensors in the order of the forward pass.
 
     The model is used up: its layers are replaced by rounded ones. Matrices outside the layers, and types without
-    blocks, are left to `search`, which also chooses the scales of all blocks.
+    blocks, are left to the ordinary search, which also chooses the scales of all blocks.
     """
 
-    def __init__(self, model: Loaded, chunks: Chunks, search: Round, damping: float = DAMPING) -> None:
-        self._model, self._search, self._damping = model, search, damping
+    def __init__(self, model: Loaded, chunks: Chunks, cpu: Cpu, damping: float = DAMPING) -> None:
+        self._model, self._cpu, self._damping = model, cpu, damping
         self._layers: Iterator[dict[str, Floats]] = layer_moments(model, chunks)
         self._moments: dict[str, Floats] = {}
         self._reached = -1
@@ -39,15 +39,12 @@ class Sequential:
 
     def __call__(self, own: str, values: Floats, type: str, importance: Floats | None) -> QTensor:
         if not own.startswith("blk.") or type not in LATTICES:
-            made = self._search(own, values, type, importance)
+            made = self._cpu.quantise(values, type, importance)
         else:
             self._reach(int(own.split(".")[1]))
-            made = compensate(values, self._moment(own), type, self._scales(own))
+            made = compensate(values, self._moment(own), type, self._cpu)
         self._made.setdefault(own, []).append(made)
         return made
-
-    def _scales(self, own: str) -> Round:
-        return lambda _, values, type, importance: self._search(own, values, type, importance)
 
     def _reach(self, layer: int) -> None:
         """Put the rounded matrices in place, and let the text go on up to this layer."""
