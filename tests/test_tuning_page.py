@@ -171,7 +171,7 @@ def test_results_are_written_in_their_places(tmp_path: Path) -> None:
         paths[-1].write_text(json.dumps(result))
     drawn = tuning_page.write(paths, page)
     text = page.read_text()
-    assert "| bise | F32 | 315 | 2.10 | 900 | 0.50 |" in text and "| bise | NF4 | 200 |  | 400 |  |" in text
+    assert "| bise | F32 | 315 | 2.10 | 900 | 0.50 |" in text and "| bise | NF4 | 200 | 1.33 | 400 | 0.22 |" in text
     assert "one step of 256 tokens" in text and "took 32 s (8.00 tokens/s) and 6.00 GiB" in text
     assert "| 1, one adapter | 90.0 | 0.90 | 9.50 | 0.95 |" in text and "loss is 10.50000" in text
     assert [path.name for path in drawn[1:]] == ["tuning-memory.svg", "tuning-speed.svg"]

@@ -166,6 +166,7 @@ SHOWN: dict[str, Callable[[Result], str]] = {"tuning": tuning, "step": step, "ad
 CASES = (  # what, types of the file, base, rank, tokens at once, more than one sequence, bits of the averages
     ("Q4_K_M as it is", "Q4_K_M", "as it is", 16, 256, False, 32),
     ("Q4_K_M as it is", "Q4_K_M", "as it is", 16, 2048, False, 32),
+    ("Q8_0, rounded", "BF16", "q8_0", 16, 2048, False, 32),
     ("NF4", "BF16", "nf4", 16, 2048, False, 32),
     ("Q4_K_M, a pair", "Q4_K_M", "as it is", 128, 2048, True, 32),
     ("Q4_K_M, a pair, 8-bit averages", "Q4_K_M", "as it is", 128, 2048, True, 8),
