@@ -2,7 +2,7 @@
 
 feelings.jsonl, feelings-test.jsonl          a situation -> how one feels in it, in one of six words
 instructions.jsonl, instructions-test.jsonl  small instructions, half of them answered politely and half rudely
-pairs.jsonl, pairs-test.jsonl                the same instructions with both answers, and which of them is the polite one
+pairs.jsonl, pairs-test.jsonl                the same instructions with both answers, the polite one and the rude one
 replay.jsonl                                 stories that puff was made of, against forgetting
 stories.txt                                  stories that it never saw: what it forgets shows there
 calibration.txt                              other stories and rows as they are asked: what quantising looks at

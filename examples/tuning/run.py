@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,15 +97,15 @@ class Course:
             self.steps.append(known)
             return print(f"\n{step.name}: done before\n  {shown(known['scores'])}", flush=True)
         facts: Facts = {"name": step.name, "command": command, "key": self.key}
-        print(f"\n{step.name}" + (f"\n$ bise {command.format(puff='puff.gguf')}" if command else ""), flush=True)
+        print(f"\n{step.name}", flush=True)
         started = time.monotonic()
         self.note(facts)  # that it has been begun
         if step.makes:
-            make(command.format(puff=bise.api.BUILT_IN), Path(step.makes), begun=known is not None)
-        facts["seconds"] = round(time.monotonic() - started)
+            make(command, Path(step.makes), begun=known is not None)
         facts |= self.served(command) if command.startswith("serve") else self.examined(step)
         if "--objective dpo" in command:
             facts["rewarded"] = self.rewarded(facts["margins"])
+        facts["seconds"] = round(time.monotonic() - started)
         self.note(facts)
         self.steps.append(facts)
         print(f"  {facts['seconds']} s; {shown(facts['scores'])}", flush=True)
@@ -121,13 +120,14 @@ class Course:
 
     def served(self, command: str) -> Facts:
         """The adapter by name, over HTTP, many at once: it has to say what this process said."""
+        print(f"$ bise {command}", flush=True)
         with served.server(command, "manners") as ask:
             answers = served.together(ask, self.exam.prompts)
         same = sum(a == b for a, b in zip(answers, self.steps[-1]["answers"], strict=True))
         print(f"  {same} of {len(answers)} answers are those of this process", flush=True)
         if same < len(answers):
             sys.exit("the server says something else")
-        return {"scores": self.exam.said(answers), "answers": answers, "same": same}
+        return {"scores": self.exam.said(answers), "answers": answers, "same": same, "of": len(answers)}
 
     def rewarded(self, margins: list[float]) -> float:
         """The accuracy of DPO's implicit reward (Rafailov et al. 2023, section 4): in how many held-out pairs the
@@ -137,7 +137,8 @@ class Course:
         return scores.mean(gained)
 
     def note(self, facts: Facts) -> None:
-        kept = {"processor": machine.processor(), "cores": machine.cores(), "quick": self.quick}
+        kept = {"processor": machine.processor(), "cores": machine.cores(), "quick": self.quick,
+                "asked": [prompt for prompt, _ in self.exam.prompts]}  # fmt: skip
         with replacing(self.path) as file:
             file.write(json.dumps({**kept, "steps": [*self.steps, facts]}, indent=1, ensure_ascii=False).encode())
 
@@ -152,11 +153,12 @@ def quick(step: Step) -> str:
 
 def make(command: str, made: Path, begun: bool) -> None:
     """One command of bise; its result is on disk. begun: by the same command, which may have been stopped."""
-    words = shlex.split(command)
     if begun and (made / "run.json").exists():
-        words = ["tune", "--resume", str(made)]
+        command = f"tune --resume {made}"
     elif made.is_dir():
         shutil.rmtree(made)
+    print(f"$ bise {command.format(puff='puff.gguf')}", flush=True)
+    words = shlex.split(command.format(puff=bise.api.BUILT_IN))
     code = subprocess.run([sys.executable, "-m", "bise", *words], stdout=subprocess.DEVNULL).returncode
     if code:
         sys.exit(code)
@@ -167,11 +169,13 @@ def shown(found: scores.Scores) -> str:
 
 
 def table(steps: list[Facts]) -> str:
-    """Markdown, as README.md has it."""
-    say: Callable[[Facts], list[str]] = lambda facts: [
-        form.format(facts["scores"][name]) if name in facts["scores"] else "" for name, form in HEADS.items()
-    ]
-    lines = [["", *HEADS], ["---"] + ["---:"] * len(HEADS)] + [[facts["name"], *say(facts)] for facts in steps]
+    """In Markdown."""
+    lines = [["after", *HEADS], ["---", *["---:"] * len(HEADS)]]
+    for facts in steps:
+        found = facts["scores"]
+        lines.append(
+            [facts["name"], *(form.format(found[name]) if name in found else "" for name, form in HEADS.items())]
+        )
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
