@@ -92,11 +92,14 @@ def test_what_is_done_is_not_done_again(work: Path, monkeypatch: pytest.MonkeyPa
 def test_a_training_that_was_stopped_is_resumed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
 
-    def pretended(words: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
-        commands.append(words[3:])
-        return subprocess.CompletedProcess(words, 0)
+    class Pretended:
+        def __init__(self, words: list[str], **_: Any) -> None:
+            commands.append(words[3:])
 
-    monkeypatch.setattr(subprocess, "run", pretended)
+        def wait(self) -> int:
+            return 0
+
+    monkeypatch.setattr(subprocess, "Popen", Pretended)
     (work / "lesson").mkdir()
     (work / "lesson" / "run.json").write_text("{}")
     run.make("tune rows.jsonl --out lesson", Path("lesson"), begun=True)

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ STEPS = (
     Step("merged", "merge adapter {puff} lesson/adapter taught.gguf --type f16", "taught.gguf", "taught.gguf"),
     Step("with manners: another adapter", MANNERS, "manners", "taught.gguf", "manners/adapter"),
     Step("the same, served", "serve taught.gguf --adapter manners=manners/adapter"),
-    Step("merged", "merge adapter taught.gguf manners/adapter polite.gguf --type f16", "polite.gguf", "polite.gguf"),
+    Step("merged again", "merge adapter taught.gguf manners/adapter polite.gguf --type f16", "polite.gguf",
+         "polite.gguf"),
     Step("in 4 bits", "quantize polite.gguf small.gguf --type Q4_K_M --compensate calibration.txt", "small.gguf",
          "small.gguf"),
 )  # fmt: skip
@@ -74,8 +76,11 @@ def main() -> None:
     data.make(args.data, work)
     os.chdir(work)
     course = Course(scores.Exam(Path(), each=3 if args.quick else 1), args.quick)
-    for step in STEPS:
-        course.take(step)
+    try:
+        for step in STEPS:
+            course.take(step)
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")
     course.close()
 
 
@@ -159,7 +164,10 @@ def make(command: str, made: Path, begun: bool) -> None:
         shutil.rmtree(made)
     print(f"$ bise {command.format(puff='puff.gguf')}", flush=True)
     words = shlex.split(command.format(puff=bise.api.BUILT_IN))
-    code = subprocess.run([sys.executable, "-m", "bise", *words], stdout=subprocess.DEVNULL).returncode
+    process, code = subprocess.Popen([sys.executable, "-m", "bise", *words], stdout=subprocess.DEVNULL), None
+    while code is None:
+        with suppress(KeyboardInterrupt):  # the command has had it too, and writes a checkpoint
+            code = process.wait()
     if code:
         sys.exit(code)
 
