@@ -222,7 +222,7 @@ FORMS = {"feelings": "{:.1%}", "instructions": "{:.1f}", "polite": "{:.1%}", "ru
          "stories": "{:.2f}"}  # fmt: skip
 SPEAKERS = {0: "puff", 1: "taught", -1: "with manners, in 4 bits"}  # step -> who speaks
 EACH = 27  # so many questions from one that is quoted to the next
-QUOTED = 70  # characters of a question or an answer
+QUOTED = 96  # characters of a question or an answer
 
 
 def example(folder: Path, page: Path = EXAMPLE) -> list[Path]:
@@ -275,7 +275,7 @@ def quoted(found: Result) -> str:
     """What was said at first, after the first lesson and at the end."""
     said = [found["steps"][i]["answers"] for i in SPEAKERS]
     lines = [[_cell(text) for text in texts] for texts in zip(found["asked"], *said, strict=True)]
-    return table(["asked", *SPEAKERS.values()], lines)
+    return table(["asked", *SPEAKERS.values()], lines).replace("---:", "---")
 
 
 def _cell(text: str) -> str:

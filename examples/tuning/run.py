@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 HEADS = {"feelings": "{:.1%}", "instructions": "{:.1f}", "polite": "{:.1%}", "rude": "{:.1%}", "margin": "{:+.2f}",
          "stories": "{:.2f}"}  # fmt: skip
 LESSON = "tune feelings.jsonl:8 instructions.jsonl replay.jsonl --out lesson --epochs 1 --rank 64 --rate 3e-3"
-MANNERS = "tune taught.gguf pairs.jsonl --objective dpo --out manners --rate 1e-3"
+MANNERS = "tune taught.gguf pairs.jsonl --objective dpo --out manners --rate 5e-4"
 Facts = dict[str, Any]
 
 
@@ -61,7 +61,7 @@ STEPS = (
     Step("in 4 bits", "quantize polite.gguf small.gguf --type Q4_K_M --compensate calibration.txt", "small.gguf",
          "small.gguf"),
 )  # fmt: skip
-QUICK = {"lesson": " --steps 100", "manners": " --steps 20"}  # in place of --epochs
+QUICK = {"lesson": " --steps 100", "manners": " --steps 30"}  # in place of --epochs
 
 
 def main() -> None:
@@ -162,6 +162,8 @@ def make(command: str, made: Path, begun: bool) -> None:
         command = f"tune --resume {made}"
     elif made.is_dir():
         shutil.rmtree(made)
+    else:
+        made.unlink(missing_ok=True)
     print(f"$ bise {command.format(puff='puff.gguf')}", flush=True)
     words = shlex.split(command.format(puff=bise.api.BUILT_IN))
     process, code = subprocess.Popen([sys.executable, "-m", "bise", *words], stdout=subprocess.DEVNULL), None
