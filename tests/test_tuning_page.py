@@ -194,14 +194,18 @@ def test_the_example_is_told(tmp_path: Path) -> None:
     steps = [{"name": "puff", **said, "scores": {"feelings": 0.0, "stories": 14.0}, "margins": [1.0]},
              {"name": "manners", **said, "scores": {"feelings": 0.5, "margin": 2.0}, "rewarded": 0.8},
              {"name": "served", **said, "scores": {"feelings": 0.5}, "same": 27, "of": 27}]  # fmt: skip
-    (tmp_path / "results.json").write_text(json.dumps({"cores": 2, "asked": asked, "steps": steps}))
+    (tmp_path / "results.json").write_text(json.dumps({"cores": 2, "load": 0.5, "asked": asked, "steps": steps}))
     page = tmp_path / "page" / "README.md"
     page.parent.mkdir()
     page.write_text("".join(f"<!-- {part} -->\n<!-- /{part} -->\n" for part in ("scores", "answers", "loss")))
     _, kept, picture = tuning_page.example(tmp_path, page)
     text = page.read_text()
     assert "| puff | 0.0% |  |  |  |  | 14.00 |" in text and "| served | 50.0% |  |  |  |  |  |" in text
-    assert "27 of 27 answers" in text and "in 80% of the held-out pairs" in text and "took 3 minutes on 2 cores" in text
+    assert (
+        "27 of 27 answers" in text
+        and "in 80% of the held-out pairs" in text
+        and "took 3 minutes on 2 cores that had a load of 0.5" in text
+    )
     assert "| 13 / ? | a\\|b | a\\|b | a\\|b |" in text and text.count("a\\|b") == 3
     assert tuning_page.told(text, json.loads(kept.read_text())) == text and "margins" not in kept.read_text()
     assert picture.name in text and picture.name == "tuning-loss.svg"

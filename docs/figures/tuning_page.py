@@ -267,7 +267,7 @@ def exam(found: Result) -> str:
         f"{table(['after', *FORMS], lines)}\n\n"
         f"The server gave {same} of {of} answers as the process before it had, letter for letter. DPO's implicit "
         f"reward is on the polite side in {rewarded:.0%} of the held-out pairs. All of it took {minutes:.0f} "
-        f"minutes on {found['cores']} cores."
+        f"minutes on {found['cores']} cores that had a load of {found['load']:.1f} from other work when it began."
     )
 
 

@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=HERE.parents[2] / "shared" / "data", help="see README.md")
     parser.add_argument("--work", type=Path, help="where everything is made; default: tuning, or tuning-quick")
-    parser.add_argument("--quick", action="store_true", help="a quarter of the lesson, a third of the exam")
+    parser.add_argument("--quick", action="store_true", help="a fifth of the first lesson, a third of the exam")
     args = parser.parse_args()
     work = args.work or Path("tuning-quick" if args.quick else "tuning")
     if not args.data.is_dir():
@@ -93,6 +93,7 @@ class Course:
         self.key = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path().glob("*.jsonl")))).hexdigest()
         self.before: list[Facts] = json.loads(self.path.read_text())["steps"] if self.path.exists() else []
         self.steps: list[Facts] = []
+        self.load = round(os.getloadavg()[0], 1)  # of others, before it begins
 
     def take(self, step: Step) -> None:
         command = quick(step) if self.quick else step.command
@@ -142,7 +143,7 @@ class Course:
         return scores.mean(gained)
 
     def note(self, facts: Facts) -> None:
-        kept = {"processor": machine.processor(), "cores": machine.cores(), "quick": self.quick,
+        kept = {"processor": machine.processor(), "cores": machine.cores(), "load": self.load, "quick": self.quick,
                 "asked": [prompt for prompt, _ in self.exam.prompts]}  # fmt: skip
         with replacing(self.path) as file:
             file.write(json.dumps({**kept, "steps": [*self.steps, facts]}, indent=1, ensure_ascii=False).encode())
