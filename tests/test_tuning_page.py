@@ -21,7 +21,8 @@ import paper  # noqa: E402
 import tuning_charts  # noqa: E402
 import tuning_page  # noqa: E402
 
-PAGES = [path for name in ("tuning", "quantising") if (path := ROOT / "docs" / f"{name}.md").exists()]
+EXAMPLE = ROOT / "examples" / "tuning" / "README.md"
+PAGES = [*(path for name in ("tuning", "quantising") if (path := ROOT / "docs" / f"{name}.md").exists()), EXAMPLE]
 PAGE = ROOT / "docs" / "tuning.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 MACHINE = {"cores": 2, "cpu": "Some CPU", "isa": "avx2"}
@@ -101,7 +102,7 @@ def test_every_promise_has_its_test() -> None:
             assert re.search(rf"^ *def {name}\(", path.read_text(encoding="utf-8"), re.M), f"{file} has no {name}"
 
 
-@pytest.mark.parametrize("page", [PAGE, ROOT / "examples" / "tuning" / "README.md"], ids=["page", "example"])
+@pytest.mark.parametrize("page", [PAGE, EXAMPLE], ids=["page", "example"])
 def test_links(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
         assert target.startswith("http") or (page.parent / target).exists(), f"a link goes to {target}"
@@ -182,15 +183,31 @@ def test_results_are_written_in_their_places(tmp_path: Path) -> None:
         tuning_page.filled(text, {"what": "dance"}, "x.json")
 
 
-def test_the_examples_curves_are_drawn(tmp_path: Path) -> None:
+def test_the_example_is_told(tmp_path: Path) -> None:
+    """Its figures, some answers and its curves; what was served has no perplexity."""
     for name in ("lesson", "manners"):
         (tmp_path / name).mkdir()
         facts = [{"step": 0, "held_out": 2.0}, {"step": 1, "loss": 1.9}, {"step": 2, "loss": 1.5},
                  {"step": 2, "held_out": 1.7}]  # fmt: skip
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
-    page = tmp_path / "README.md"
-    page.write_text("a\n<!-- loss -->\n<!-- /loss -->\nz\n")
-    _, picture = tuning_page.losses(tmp_path, page)
-    assert picture.name in page.read_text() and picture.name == "tuning-loss.svg"
+    asked, said = [f"{n}\n?" for n in range(27)], {"answers": ["a|b"] * 27, "key": "1", "seconds": 60}
+    steps = [{"name": "puff", **said, "scores": {"feelings": 0.0, "stories": 14.0}, "margins": [1.0]},
+             {"name": "manners", **said, "scores": {"feelings": 0.5, "margin": 2.0}, "rewarded": 0.8},
+             {"name": "served", **said, "scores": {"feelings": 0.5}, "same": 27, "of": 27}]  # fmt: skip
+    (tmp_path / "results.json").write_text(json.dumps({"cores": 2, "load": 0.5, "asked": asked, "steps": steps}))
+    page = tmp_path / "page" / "README.md"
+    page.parent.mkdir()
+    page.write_text("".join(f"<!-- {part} -->\n<!-- /{part} -->\n" for part in ("scores", "answers", "loss")))
+    _, kept, picture = tuning_page.example(tmp_path, page)
+    text = page.read_text()
+    assert "| puff | 0.0% |  |  |  |  | 14.00 |" in text and "| served | 50.0% |  |  |  |  |  |" in text
+    assert (
+        "27 of 27 answers" in text
+        and "in 80% of the held-out pairs" in text
+        and "took 3 minutes on 2 cores that had a load of 0.5" in text
+    )
+    assert "| 13 / ? | a\\|b | a\\|b | a\\|b |" in text and text.count("a\\|b") == 3
+    assert tuning_page.told(text, json.loads(kept.read_text())) == text and "margins" not in kept.read_text()
+    assert picture.name in text and picture.name == "tuning-loss.svg"
     assert paper.content_of(picture)["lesson"] == {"loss": [[1, 1.9], [2, 1.5]], "held_out": [[0, 2.0], [2, 1.7]]}
     assert set(tuning_charts.DRAWN) == {"memory", "speed", "loss"}

@@ -2,7 +2,7 @@
 
     python docs/figures/tuning_page.py                              # what the planner foresees; nothing is measured
     python docs/figures/tuning_page.py bench/results/tuning-*.json  # of bench/tuning.py and bench/adapters.py
-    python docs/figures/tuning_page.py --loss tuning                # the curves of examples/tuning, into its README.md
+    python docs/figures/tuning_page.py --example tuning             # what examples/tuning found, into its README.md
 
 A test makes tables and pictures again, and compares: no figure is typed by hand.
 """
@@ -223,16 +223,72 @@ def foreseen_table(rows: Sequence[Row]) -> str:
     return f"{picture}\n\n{table(heads, lines)}"
 
 
-# the example's curves
+# the example
 
 
-def losses(folder: Path, page: Path = EXAMPLE) -> list[Path]:
-    """Both trainings of examples/tuning, from the run folders that it left."""
+FORMS = {"feelings": "{:.1%}", "instructions": "{:.1f}", "polite": "{:.1%}", "rude": "{:.1%}", "margin": "{:+.2f}",
+         "stories": "{:.2f}"}  # fmt: skip
+SPEAKERS = {0: "puff", 1: "taught", -1: "with manners, in 4 bits"}  # step -> who speaks
+EACH = 27  # so many questions from one that is quoted to the next
+QUOTED = 96  # characters of a question or an answer
+
+
+def example(folder: Path, page: Path = EXAMPLE) -> list[Path]:
+    """What examples/tuning left in `folder`: its figures beside the page, as tables and as curves."""
+    found = shortened(json.loads((folder / "results.json").read_text(encoding="utf-8")))
+    kept = page.parent / "results.json"
+    kept.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     runs = {name: _metrics(folder / name / "metrics.jsonl") for name in ("lesson", "manners")}
     picture = tuning_charts.draw("loss", runs, page.parent)
-    body = f"![Loss of both trainings, of every step and on held-out rows]({picture.name})"
-    page.write_text(put(page.read_text(encoding="utf-8"), "loss", body), encoding="utf-8")
-    return [page, picture]
+    text = put(page.read_text(encoding="utf-8"), "loss", f"![Loss of every step and of held-out rows]({picture.name})")
+    page.write_text(told(text, found), encoding="utf-8")
+    return [page, kept, picture]
+
+
+def shortened(found: Result) -> Result:
+    """Without what no page shows; of questions and answers some."""
+    some = slice(EACH // 2, None, EACH)
+    steps = [
+        {**{key: value for key, value in step.items() if key not in ("key", "margins")},
+         "answers": step["answers"][some]} for step in found["steps"]
+    ]  # fmt: skip
+    return {**found, "asked": found["asked"][some], "steps": steps}
+
+
+def told(text: str, found: Result) -> str:
+    """The page with the exam's table, and some answers."""
+    return put(put(text, "scores", exam(found)), "answers", quoted(found))
+
+
+def exam(found: Result) -> str:
+    steps = found["steps"]
+    lines = []
+    for step in steps:
+        score = step["scores"]
+        lines.append(
+            [step["name"], *(form.format(score[name]) if name in score else "" for name, form in FORMS.items())]
+        )
+    minutes = sum(step["seconds"] for step in steps) / 60
+    rewarded = next(step["rewarded"] for step in steps if "rewarded" in step)
+    same, of = next((step["same"], step["of"]) for step in steps if "same" in step)
+    return (
+        f"{table(['after', *FORMS], lines)}\n\n"
+        f"The server gave {same} of {of} answers as the process before it had, letter for letter. DPO's implicit "
+        f"reward is on the polite side in {rewarded:.0%} of the held-out pairs. All of it took {minutes:.0f} "
+        f"minutes on {found['cores']} cores that had a load of {found['load']:.1f} from other work when it began."
+    )
+
+
+def quoted(found: Result) -> str:
+    """What was said at first, after the first lesson and at the end."""
+    said = [found["steps"][i]["answers"] for i in SPEAKERS]
+    lines = [[_cell(text) for text in texts] for texts in zip(found["asked"], *said, strict=True)]
+    return table(["asked", *SPEAKERS.values()], lines).replace("---:", "---")
+
+
+def _cell(text: str) -> str:
+    short = text if len(text) <= QUOTED else text[:QUOTED].rsplit(" ", 1)[0] + " ..."
+    return short.replace("\n", " / ").replace("|", "\\|")
 
 
 def _metrics(path: Path) -> dict[str, list[list[float]]]:
@@ -243,6 +299,6 @@ def _metrics(path: Path) -> dict[str, list[list[float]]]:
 
 
 if __name__ == "__main__":
-    told = sys.argv[1:]
-    for path in losses(Path(told[1])) if told[:1] == ["--loss"] else write([Path(name) for name in told]):
-        print(path)
+    given = sys.argv[1:]
+    made = example(Path(given[1])) if given[:1] == ["--example"] else write([Path(name) for name in given])
+    print(*made, sep="\n")

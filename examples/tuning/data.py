@@ -1,54 +1,69 @@
 """The rows of the example, from the data sets that README.md names.
 
-sql.jsonl, sql-test.jsonl            questions about a table's columns and the SQL that answers them (WikiSQL)
-instructions.jsonl                   small instructions: rewrite this, name that
-pairs.jsonl, pairs-test.jsonl        the same kind of instructions, answered politely and not
-stories.txt                          what the model must not forget: stories that it was never trained on
-calibration.txt                      other stories, and questions with their queries: what quantising looks at
+feelings.jsonl, feelings-test.jsonl          a situation -> how one feels in it, in one of six words
+instructions.jsonl, instructions-test.jsonl  small instructions, half of them answered politely and half rudely
+pairs.jsonl, pairs-test.jsonl                the same instructions with both answers, the polite one and the rude one
+replay.jsonl                                 stories that puff was made of, against forgetting
+stories.txt                                  stories that it never saw: what it forgets shows there
+calibration.txt                              other stories and rows as they are asked: what quantising looks at
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 PUFF = Path(__file__).resolve().parents[1] / "puff" / "data.py"  # knows which stories puff was not trained on
+FEELINGS = {"anger": "Angry.", "disgust": "Disgusted.", "fear": "Scared.", "happiness": "Happy.", "sadness": "Sad.",
+            "surprise": "Surprised."}  # fmt: skip
 REPLAY = 400  # stories
-Rows = list[dict[str, Any]]
+Row = dict[str, Any]
 
 
 def make(data: Path, work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
-    for name, found in (("sql", "train"), ("sql-test", "valid")):
-        write(work / f"{name}.jsonl", sql(data / "mlx_lora_wikisql" / f"{found}.jsonl"))
-    folder = data / "rasbt_instruct"
-    write(work / "instructions.jsonl", json.loads((folder / "instruction-data.json").read_text()))
-    rows = pairs(json.loads((folder / "instruction-data-with-preference.json").read_text()))
-    write(work / "pairs.jsonl", kept(rows, lambda n: n % 8 != 0))
-    write(work / "pairs-test.jsonl", kept(rows, lambda n: n % 8 == 0))
+    rows = feelings(data / "representation_engineering" / "emotions")
+    learnt, test = parted(rows, each=5)
+    write(work / "feelings.jsonl", learnt)
+    write(work / "feelings-test.jsonl", test)
+    answered, pairs = manners(data / "rasbt_instruct")
+    asked = {row["prompt"] for row in parted(pairs, each=8)[1]}  # the same ones held out of both lessons
+    for name, rows in (("instructions", answered), ("pairs", pairs)):
+        write(work / f"{name}.jsonl", [row for row in rows if row["prompt"] not in asked])
+        write(work / f"{name}-test.jsonl", [row for row in rows if row["prompt"] in asked])
     told = stories(data)
-    write(work / "replay.jsonl", [{"text": story} for story in told["train"][:REPLAY]])
+    write(work / "replay.jsonl", [{"text": story} for story in told["train"][:: len(told["train"]) // REPLAY]][:REPLAY])
     (work / "stories.txt").write_text("\n\n".join(told["test"]), encoding="utf-8")
-    asked = [" ".join(m["content"] for m in row["messages"]) for row in read(work / "sql.jsonl")]
-    (work / "calibration.txt").write_text("\n\n".join([*told["valid"], *asked[::4]]), encoding="utf-8")
+    spoken = [f"[INST] {row['prompt']} [/INST] {row['completion']}" for row in [*learnt, *answered][::4]]
+    (work / "calibration.txt").write_text("\n\n".join([*told["valid"], *spoken]), encoding="utf-8")
 
 
-def sql(path: Path) -> Rows:
-    """A table, its columns and a question -> a query."""
-    texts = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
-    halves = [text.split("\nA: ") for text in texts]
-    return [{"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-            for question, answer in halves]  # fmt: skip
+def feelings(folder: Path) -> list[Row]:
+    return [
+        {"prompt": f"{situation} How do you feel?", "completion": said}
+        for feeling, said in FEELINGS.items()
+        for situation in dict.fromkeys(json.loads((folder / f"{feeling}.json").read_text(encoding="utf-8")))
+    ]
 
 
-def pairs(rows: Rows) -> Rows:
-    """Those whose two answers differ."""
-    return [{"prompt": f"{row['instruction']}\n{row['input']}".strip(), "chosen": row["chosen"],
-             "rejected": row["rejected"]} for row in rows if row["chosen"] != row["rejected"]]  # fmt: skip
+def manners(folder: Path) -> tuple[list[Row], list[Row]]:
+    """-> (instructions, pairs). Of two answers that differ one is polite; every other instruction gets the other one,
+    so that the first lesson leaves something for the second to prefer."""
+    answered, pairs = {}, []
+    for row in json.loads((folder / "instruction-data.json").read_text(encoding="utf-8")):
+        answered[_asked(row)] = row["output"]
+    for row in json.loads((folder / "instruction-data-with-preference.json").read_text(encoding="utf-8")):
+        if row["chosen"] != row["rejected"]:
+            pairs.append({"prompt": _asked(row), "chosen": row["chosen"], "rejected": row["rejected"]})
+            answered[_asked(row)] = row["chosen" if len(pairs) % 2 else "rejected"]
+    return [{"prompt": prompt, "completion": said} for prompt, said in answered.items()], pairs
+
+
+def _asked(row: Row) -> str:
+    return f"{row['instruction']}\n{row['input']}".strip()
 
 
 def stories(data: Path) -> dict[str, list[str]]:
@@ -60,15 +75,16 @@ def stories(data: Path) -> dict[str, list[str]]:
     return found
 
 
-def kept(rows: Rows, wanted: Callable[[int], bool]) -> Rows:
-    return [row for n, row in enumerate(rows) if wanted(n)]
+def parted(rows: list[Row], each: int) -> tuple[list[Row], list[Row]]:
+    """-> (the others, every `each`-th)."""
+    return [row for n, row in enumerate(rows) if n % each], rows[::each]
 
 
-def write(path: Path, rows: Rows) -> None:
+def write(path: Path, rows: list[Row]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def read(path: Path) -> Rows:
+def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
