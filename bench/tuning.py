@@ -93,10 +93,10 @@ def timed(step, optimiser, args: argparse.Namespace) -> dict[str, object]:
 
 
 def ours(args: argparse.Namespace) -> dict[str, object]:
-    import torch
-
     from bise.tune.sample import Sample
     from bise.tune.student import Student
+
+    import torch  # isort: skip  (after bise.tune, as the command has it)
 
     base = args.kind.lower() if args.kind in ROUNDED else "as it is"
     student = Student.open(args.model, rank=RANK, threads=args.threads, base=base)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import socket
 import sys
@@ -15,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from typing import Any
 
 from .. import machine, session
@@ -328,7 +328,7 @@ def _adapts(message: dict[str, Any]) -> bool:
 def _receive(line: socket.socket, inbox: Inbox, until: list[socket.socket]) -> list[dict[str, Any]]:
     """What has come in. until: where there is any, wait for one that has something. EOFError at the end."""
     if until:
-        select.select(until, [], [])
+        wait(until)  # (select knows no descriptor beyond 1,023)
     messages: list[dict[str, Any]] = []
     line.setblocking(False)
     try:
