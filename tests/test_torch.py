@@ -13,7 +13,7 @@ from torch import Tensor  # noqa: E402
 
 from bise.ops import load_ops  # noqa: E402
 from bise.ops.reference import Reference  # noqa: E402
-from bise.ops.torch import entropy  # noqa: E402
+from bise.ops.torch import entropy, memory  # noqa: E402
 from bise.ops.torch.attention import attend_whole  # noqa: E402
 from bise.ops.torch.decode import _DECODE, decode  # noqa: E402
 from bise.ops.torch.entropy import logprobs  # noqa: E402
@@ -257,6 +257,39 @@ class TestAttention:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             attend_whole(q, k, v, np.array([[0, 0, 6000, 0]], np.int32), 100, 8).sum().backward()
         assert kept < 40e6
+
+
+class TestMemory:
+    def test_what_was_dropped_is_used_again(self) -> None:
+        like = torch.empty(1)
+        one = memory.empty(like, 300, 1024)
+        at = one.data_ptr()
+        assert one.shape == (300, 1024) and one.is_contiguous() and at % 64 == 0
+        part = one[100:200]  # torch holds the memory as long as anything of it is there
+        del one
+        assert memory.empty(like, 300, 1024).data_ptr() != at
+        del part
+        assert memory.empty(like, 290, 1024).data_ptr() == at  # at most an eighth less
+
+    def test_there_is_never_more_than_was_used_at_once(self) -> None:
+        pieces = memory.Pieces()
+        held = [pieces.take(n << 20) for n in (4, 3, 2)]
+        for piece in held:
+            pieces.put_back(piece)
+        sizes = [5 << 20, 4 << 20, 1 << 20]  # 5 fits nothing: the largest go for it
+        held = [pieces.take(n) for n in sizes]
+        assert pieces._used == 10 << 20 and pieces._used + pieces._idle <= pieces._most == 10 << 20
+        for piece in held:
+            pieces.put_back(piece)
+        assert pieces._used == 0 and pieces._idle <= 10 << 20
+
+    def test_small_and_other_arrays_are_torchs(self) -> None:
+        small, double = memory.empty(torch.empty(1), 8, 8), memory.empty(torch.empty(1, dtype=F64), 300, 1024)
+        assert (
+            small.shape == (8, 8)
+            and double.dtype == F64
+            and memory.empty(torch.empty(1, device="meta"), 1 << 20).is_meta
+        )
 
 
 class TestEntropy:
