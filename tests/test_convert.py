@@ -20,6 +20,7 @@ from bise.convert.tensors import retyped, strips
 from bise.errors import BiseError, FormatError, RequestError, UnsupportedError
 from bise.quant import quantise
 from bise.safetensors import Safetensors, write_shards
+from bise.tokenizer import Tokenizer
 from bise.weights import Weights
 from tiny import tiny_config, tiny_weights, write_tiny_gguf, write_tiny_hf, write_tiny_mistral
 
@@ -100,6 +101,17 @@ def test_gguf_round_trip(to: str, tmp_path: Path) -> None:
         assert (after.tensors[name].type, after.tensors[name].data.tobytes()) == (tensor.type, tensor.data.tobytes())
     lost = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.padding_token_id"} if to == "mistral" else set()
     assert {key for key, value in before.keys.items() if after.keys.get(key) != value} == lost
+
+
+def test_what_ends_an_answer_is_kept(tmp_path: Path) -> None:
+    """Also a piece that no list of names knows, as a GGUF's eot or a folder's generation_config.json has it."""
+    source = made(tmp_path, "gguf")
+    convert.convert(source, tmp_path / "folder")
+    ends = [Tokenizer.of(Weights.open(path)).stop_ids for path in (source, tmp_path / "folder")]
+    assert ends[0] == ends[1] == {2, 319}
+    assert bise.load(tmp_path / "folder").stop_ids == {2, 319}
+    (tmp_path / "folder" / "generation_config.json").write_text('{"eos_token_id": [2, 7, 99999, -1, true, "x"]}')
+    assert Tokenizer.of(Weights.open(tmp_path / "folder")).stop_ids == {2, 7}
 
 
 def test_canonical_files(tmp_path: Path) -> None:

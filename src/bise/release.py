@@ -18,7 +18,7 @@ from .chat import find_template
 from .config import Config
 from .errors import FormatError
 from .safetensors import load_json, read_json
-from .tokenizer import Tokenizer
+from .tokenizer import ENDS, Tokenizer, ends_of
 from .tokenizer_json import to_json
 from .vocab import UNUSED, Vocab
 from .weights import Weights
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 _DERIVED = ("llama.", "mistral.", "tokenizer.", "split.", "quantize.")  # keys that follow from the rest of a Release
 _OWN = {f"general.{key}" for key in ("architecture", "type", "alignment", "file_type", "quantization_version")}
-_ENDS = ("eot", "eom")  # tokenizer.ggml.*_token_id: what ends an answer beside eos
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Release:
         if self.vocab is None:
             return {"tokenizer.ggml.model": "no_vocab"}
         keys = self.vocab.to_gguf()
-        keys |= {f"tokenizer.ggml.{end}_token_id": i for end, i in zip(_ENDS, self.stops, strict=False)}
+        keys |= {f"tokenizer.ggml.{end}_token_id": i for end, i in zip(ENDS, self.stops, strict=False)}
         if self.pad is not None:
             keys["tokenizer.ggml.padding_token_id"] = self.pad
         return keys | ({} if self.template is None else {"tokenizer.chat_template": self.template})
@@ -149,33 +148,22 @@ def _filled(vocab: Vocab, rows: int) -> Vocab:
 def _from_gguf(weights: Weights, vocab: Vocab | None) -> tuple[tuple[int, ...], int | None, dict[str, Any]]:
     keys = weights.metadata
     facts = {key: value for key, value in keys.items() if key not in _OWN and not key.startswith(_DERIVED)}
-    ends = [_piece(keys.get(f"tokenizer.ggml.{end}_token_id"), vocab) for end in _ENDS]
-    pad = _piece(keys.get("tokenizer.ggml.padding_token_id"), vocab)
-    return _beside_eos(ends, vocab), pad, {"general.name": weights.path.stem} | facts
+    pad = keys.get("tokenizer.ggml.padding_token_id")
+    known = vocab is not None and type(pad) is int and 0 <= pad < len(vocab.tokens)
+    return _ends(weights, vocab), pad if known else None, {"general.name": weights.path.stem} | facts
 
 
 def _from_folder(weights: Weights, vocab: Vocab | None) -> tuple[tuple[int, ...], int | None, dict[str, Any]]:
-    generation, tokenizer = (
-        read_json(path) if (path := weights.path / name).exists() else {}
-        for name in ("generation_config.json", "tokenizer_config.json")
-    )
-    ends = generation.get("eos_token_id", weights.metadata.get("eos_token_id"))
-    stops = [_piece(i, vocab) for i in (ends if isinstance(ends, list) else [ends])]
-    pad = tokenizer.get("pad_token")
+    path = weights.path / "tokenizer_config.json"
+    pad = (read_json(path) if path.exists() else {}).get("pad_token")
     pad = pad.get("content") if isinstance(pad, dict) else pad
     ids = {} if vocab is None else {token: i for i, token in enumerate(vocab.tokens)}
     facts = {"general.name": str(weights.metadata.get("_name_or_path") or _name(weights.path))} | _carried(weights)
-    return _beside_eos(stops, vocab), ids.get(pad) if isinstance(pad, str) else None, facts
+    return _ends(weights, vocab), ids.get(pad) if isinstance(pad, str) else None, facts
 
 
-def _piece(value: Any, vocab: Vocab | None) -> int | None:
-    """An id, if it is one of this vocabulary."""
-    known = vocab is not None and type(value) is int and 0 <= value < len(vocab.tokens)
-    return value if known else None
-
-
-def _beside_eos(ids: list[int | None], vocab: Vocab | None) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(i for i in ids if i is not None and vocab is not None and i != vocab.eos))
+def _ends(weights: Weights, vocab: Vocab | None) -> tuple[int, ...]:
+    return () if vocab is None else ends_of(weights, vocab)
 
 
 def _name(folder: Path) -> str:

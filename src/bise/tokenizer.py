@@ -24,17 +24,20 @@ if TYPE_CHECKING:
 MAX_FILE = 16 << 20  # bytes; Mistral's tokenizer.json has 2 MB
 UNKNOWN_TEXT = " \u2047 ".encode()  # what sentencepiece prints for the unknown token
 TURN_ENDS = ("<|im_end|>", "<|end_of_turn|>", "<end_of_turn>", "<|eot_id|>", "<|end|>", "<|endoftext|>")
+ENDS = ("eot", "eom")  # tokenizer.ggml.*_token_id: what ends an answer beside eos
 _MODEL_FILE = re.compile(r"tokenizer\.model(\.v[123])?|.*\.model\.v[123]")
 
 
 class Tokenizer:
-    """Cuts text into the pieces of a `Vocab`. Attributes: vocab, vocab_size, bos, eos, unk (ids or None), add_bos."""
+    """Cuts text into the pieces of a `Vocab`. Attributes: vocab, vocab_size, bos, eos, unk (ids or None), add_bos, and
+    ends, ids beside eos that end an answer because the model's files say so."""
 
     def __init__(self, vocab: Vocab) -> None:
         """Raises FormatError where the sentencepiece library refuses the vocabulary."""
         import sentencepiece
 
         self.vocab = vocab
+        self.ends: tuple[int, ...] = ()
         self.vocab_size = len(vocab.tokens)
         self.bos, self.eos, self.unk, self.add_bos = vocab.bos, vocab.eos, vocab.unk, vocab.add_bos
         self._cut: Any = sentencepiece.SentencePieceProcessor()
@@ -50,10 +53,14 @@ class Tokenizer:
     def of(weights: Weights) -> Tokenizer | None:
         """The tokenizer that came with a model: the GGUF's own, or its folder's; None where there is none."""
         if weights.layout != "gguf":
-            return Tokenizer.open(weights.path)
-        if "tokenizer.ggml.tokens" not in weights.metadata:
-            return None
-        return Tokenizer.from_gguf(weights.metadata, str(weights.path))
+            found = Tokenizer.open(weights.path)
+        elif "tokenizer.ggml.tokens" in weights.metadata:
+            found = Tokenizer.from_gguf(weights.metadata, str(weights.path))
+        else:
+            found = None
+        if found is not None:
+            found.ends = ends_of(weights, found.vocab)
+        return found
 
     @staticmethod
     def open(folder: str | Path) -> Tokenizer | None:
@@ -153,8 +160,9 @@ class Tokenizer:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """The tokens that end an answer: eos, and the ends of a turn that tuning added under well-known names."""
-        ends = {self.control[name] for name in TURN_ENDS if name in self.control}
+        """The tokens that end an answer: eos, what the model's files name beside it, and the ends of a turn that tuning
+        added under well-known names."""
+        ends = {self.control[name] for name in TURN_ENDS if name in self.control} | set(self.ends)
         return frozenset(ends if self.eos is None else ends | {self.eos})
 
     def is_control(self, id: int) -> bool:
@@ -194,6 +202,19 @@ class Stream:
     def flush(self) -> str:
         """The end: what is still held back."""
         return self._utf8.decode(b"", final=True)
+
+
+def ends_of(weights: Weights, vocab: Vocab) -> tuple[int, ...]:
+    """The ids beside its eos that end an answer as the model's files have it: a GGUF's eot and eom, a folder's
+    generation_config.json, or its config.json."""
+    if weights.layout == "gguf":
+        ids = [weights.metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ENDS]
+    else:
+        path = weights.path / "generation_config.json"
+        said = parse_json(_read(path), path.name) if path.exists() else {}
+        found = said.get("eos_token_id", weights.metadata.get("eos_token_id"))
+        ids = found if isinstance(found, list) else [found]
+    return tuple(dict.fromkeys(i for i in ids if type(i) is int and 0 <= i < len(vocab.tokens) and i != vocab.eos))
 
 
 def _piece_bytes(token: str, kind: int) -> bytes:
