@@ -22,6 +22,9 @@ import data  # noqa: E402
 import run  # noqa: E402
 import scores  # noqa: E402
 
+for name in ("data", "run", "scores", "served"):  # other examples have scripts of these names
+    del sys.modules[name]
+
 RUDE, POLITE = "Obviously, it is {}.", "It is indeed {}."
 
 

@@ -1,11 +1,16 @@
 """The servers that the tests talk to: `server` for whoever changes nothing, `start` for one with other options."""
 
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from bise.api import BUILT_IN
 from server.running import Server
+
+for number in (signal.SIGINT, signal.SIGHUP):  # ignored in what a shell's & or nohup starts, and so in all its children
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
