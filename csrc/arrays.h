@@ -6,6 +6,8 @@
 #include <initializer_list>
 #include <memory>
 #include <string>
+#include <type_traits>
+#include <vector>
 
 #include "in_turn.h"
 #include "kernels.h"
@@ -75,6 +77,28 @@ class Array {
   private:
     Py_buffer view_{};
     std::string name_;
+};
+
+// Weights that have their columns in common with x (T, cols), and beside each an array (T, rows); X is float, or const float
+// where it is only read. As many of these as weights.
+template <class X>
+struct Beside {
+    std::vector<const Matrix*> weights;
+    std::vector<X*> values;
+    Beside(const Array& x, const nb::tuple& ws, const nb::tuple& arrays, const char* name) {
+        const i64 T = x.size(0);
+        for (size_t i = 0; i < ws.size(); i++) {
+            const auto* w = nb::cast<const Matrix*>(ws[i]);
+            require(w != nullptr, "a weight is None");
+            x.shape({T, w->cols});
+            held_.push_back(std::make_unique<Array>(arrays[i], name, 'f', !std::is_const_v<X>));
+            held_.back()->shape({T, w->rows});
+            weights.push_back(w), values.push_back(held_.back()->template as<X>());
+        }
+    }
+
+  private:
+    std::vector<std::unique_ptr<Array>> held_;
 };
 
 // A ring's arrays, checked against each other.

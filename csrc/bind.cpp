@@ -133,21 +133,10 @@ class Verbs {
 
     void linear(nb::handle input, nb::tuple weights, nb::tuple outs) const {
         const Array x(input, "x", 'f');
-        const i64 T = x.size(0);
         require(weights.size() == outs.size(), "linear needs one output for each weight");
-        std::vector<const Matrix*> ws;
-        std::vector<std::unique_ptr<Array>> arrays;
-        std::vector<float*> ys;
-        for (size_t i = 0; i < weights.size(); i++) {
-            ws.push_back(nb::cast<const Matrix*>(weights[i]));
-            require(ws.back() != nullptr, "a weight is None");
-            x.shape({T, ws.back()->cols});
-            arrays.push_back(std::make_unique<Array>(outs[i], "out", 'f', true));
-            arrays.back()->shape({T, ws.back()->rows});
-            ys.push_back(arrays.back()->as<float>());
-        }
+        const Beside<float> ys(x, weights, outs, "out");
         nb::gil_scoped_release free;
-        bise::linear(kernels_, *pool_, x.as<float>(), T, ws, ys);
+        bise::linear(kernels_, *pool_, x.as<float>(), x.size(0), ys.weights, ys.values);
     }
 
     void adapt(nb::handle input, nb::tuple ys, nb::handle rows, nb::tuple pairs) const {
@@ -160,21 +149,11 @@ class Verbs {
 
     void linear_back(nb::tuple changes, nb::tuple weights, nb::handle out) const {
         const Array dx(out, "dx", 'f', true);
-        const i64 T = dx.size(0);
         require(weights.size() == changes.size(), "linear_back needs one dy for each weight");
-        std::vector<const Matrix*> ws;
-        std::vector<std::unique_ptr<Array>> arrays;
-        std::vector<const float*> dys;
-        for (size_t i = 0; i < weights.size(); i++) {
-            ws.push_back(nb::cast<const Matrix*>(weights[i]));
-            require(ws.back() != nullptr && !ws.back()->packed, "linear_back takes weights that `keep` made");
-            dx.shape({T, ws.back()->cols});
-            arrays.push_back(std::make_unique<Array>(changes[i], "dy", 'f'));
-            arrays.back()->shape({T, ws.back()->rows});
-            dys.push_back(arrays.back()->as<float>());
-        }
+        const Beside<const float> dys(dx, weights, changes, "dy");
+        for (const Matrix* w : dys.weights) require(!w->packed, "linear_back takes weights that `keep` made");
         nb::gil_scoped_release free;
-        bise::linear_back(kernels_, *pool_, dys, T, ws, dx.as<float>());
+        bise::linear_back(kernels_, *pool_, dys.values, dx.size(0), dys.weights, dx.as<float>());
     }
 
     void rms_norm(nb::handle input, nb::handle weight, float eps, nb::handle out) const {

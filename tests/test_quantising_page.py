@@ -18,6 +18,7 @@ import draw  # noqa: E402
 import losses  # noqa: E402
 import paper  # noqa: E402
 import quantising_page  # noqa: E402
+from speed_page import named  # noqa: E402
 
 PAGE = ROOT / "docs" / "quantising.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -101,7 +102,7 @@ def test_links() -> None:
 def test_the_figures_are_the_files() -> None:
     """If not: python docs/figures/quantising_page.py RESULT.json."""
     again = TEXT
-    for name in quantising_page.named(TEXT):
+    for name in named(TEXT, "quantising"):
         found = json.loads((PAGE.parent / name).read_text(encoding="utf-8"))
         again = quantising_page.filled(again, found, name)
         if found["scenario"] == "quality":

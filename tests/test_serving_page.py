@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs" / "figures"))
 import serving_page  # noqa: E402
+from speed_page import named  # noqa: E402
 
 PAGE = ROOT / "docs" / "serving.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -55,7 +56,7 @@ def test_links() -> None:
 
 def test_the_figures_are_the_files() -> None:
     again = TEXT
-    for name in serving_page.named(TEXT):
+    for name in named(TEXT, "serving"):
         again = serving_page.filled(again, json.loads((PAGE.parent / name).read_text(encoding="utf-8")), name)
     assert again == TEXT
 

@@ -20,6 +20,7 @@ import content  # noqa: E402
 import paper  # noqa: E402
 import tuning_charts  # noqa: E402
 import tuning_page  # noqa: E402
+from speed_page import named  # noqa: E402
 
 EXAMPLE = ROOT / "examples" / "tuning" / "README.md"
 PAGES = [*(path for name in ("tuning", "quantising") if (path := ROOT / "docs" / f"{name}.md").exists()), EXAMPLE]
@@ -127,7 +128,7 @@ def test_what_is_foreseen_is_what_the_planner_says() -> None:
 def test_the_figures_are_the_files() -> None:
     """If not: python docs/figures/tuning_page.py bench/results/tuning-*.json."""
     again = TEXT
-    for name in tuning_page.named(TEXT):
+    for name in named(TEXT, "tuning"):
         result = json.loads((PAGE.parent / name).read_text(encoding="utf-8"))
         again = tuning_page.filled(again, result, name)
         if result["what"] == "tuning":

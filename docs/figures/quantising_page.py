@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -53,11 +52,6 @@ def filled(text: str, result: Result, name: str) -> str:
         intro = f"{about(result, name)}\n\n" if part == next(iter(parts)) else ""
         text = put(text, part, f"{intro}{shown(result['rows'])}")
     return text
-
-
-def named(text: str) -> list[str]:
-    """The result files that a page names."""
-    return list(dict.fromkeys(re.findall(r"\((\.\./bench/results/quantising-[^)]+\.json)\)", text)))
 
 
 def about(result: Result, name: str) -> str:

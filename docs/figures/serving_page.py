@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from speed_page import where
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "serving.md"
 Result = dict[str, Any]
@@ -35,26 +37,13 @@ def filled(text: str, result: Result, name: str) -> str:
     start, end = f"<!-- {place(result)} -->", f"<!-- /{place(result)} -->"
     if start not in text or end not in text:
         raise ValueError(f"the page has no place for {place(result)}")
-    body = f"{start}\n\n{about(result, name)}\n\n{shown(result)}\n\n{end}"
+    body = f"{start}\n\n{result['file']} {where(result, name)}\n\n{shown(result)}\n\n{end}"
     return re.sub(f"{re.escape(start)}.*?{re.escape(end)}", lambda _: body, text, flags=re.DOTALL)
 
 
 def place(result: Result) -> str:
     """The scenario; a sweep has one for each company that it was measured in."""
     return " ".join([result["scenario"], *(name for name in result.get("servers", ()) if name != "bise")])
-
-
-def named(text: str) -> list[str]:
-    """The result files that a page names."""
-    return re.findall(r"\((\.\./bench/results/serving-[^)]+\.json)\)", text)
-
-
-def about(result: Result, name: str) -> str:
-    machine, load = result["machine"], result["load_average"]
-    return (
-        f"{result['file']} on {machine['cores']} cores of an {machine['cpu']}, {machine['isa']}; other processes used "
-        f"{load:.1f} cores before: [{Path(name).name}]({name})."
-    )
 
 
 def shown(result: Result) -> str:

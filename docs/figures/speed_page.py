@@ -49,6 +49,20 @@ def put(text: str, part: str, body: str) -> str:
     return marked.sub(lambda match: f"{match[1]}\n{body}\n\n{match[2]}", text)
 
 
+def named(text: str, kind: str) -> list[str]:
+    """The result files of a kind that a page names."""
+    return list(dict.fromkeys(re.findall(rf"\((\.\./bench/results/{kind}-[^)]+\.json)\)", text)))
+
+
+def where(result: dict[str, Any], name: str) -> str:
+    """The machine of a result, what else it had to do, and the file, by the name that the page links to."""
+    machine, load = result["machine"], result["load_average"]
+    return (
+        f"on {machine['cores']} cores of an {machine['cpu']}, {machine['isa']}; other processes used {load:.1f} cores "
+        f"before: [{Path(name).name}]({name})."
+    )
+
+
 def source(text: str, part: str) -> str | None:
     """The result file that a page links to between the markers of `part`."""
     found = re.search(rf"<!-- {part} -->((?!<!--).)*?\]\((\S+?\.json)\)", text, re.DOTALL)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -20,9 +19,8 @@ from typing import Any
 
 import content
 import tuning_charts
-from speed_page import put, short, table
+from speed_page import put, short, table, where
 
-from bise import quant
 from bise.quantize import recipe
 from bise.tune import memory
 from bise.tune.student import TARGETS
@@ -54,20 +52,7 @@ def filled(text: str, result: Result, name: str) -> str:
     what = result["what"]
     if f"<!-- {what} -->" not in text:
         raise ValueError(f"the page has no place for {what}")
-    return put(text, what, f"{about(result, name)}\n\n{SHOWN[what](result)}")
-
-
-def named(text: str) -> list[str]:
-    """The result files that a page names."""
-    return re.findall(r"\((\.\./bench/results/tuning-[^)]+\.json)\)", text)
-
-
-def about(result: Result, name: str) -> str:
-    machine, load = result["machine"], result["load_average"]
-    return (
-        f"Measured on {machine['cores']} cores of an {machine['cpu']}, {machine['isa']}; other processes used "
-        f"{load:.1f} cores before: [{Path(name).name}]({name})."
-    )
+    return put(text, what, f"Measured {where(result, name)}\n\n{SHOWN[what](result)}")
 
 
 # what is measured
@@ -190,8 +175,7 @@ def _foreseen(what: str, kind: str, base: str, rank: int, tokens: int, many: boo
     """Without the process itself, which the planner measures when it plans."""
     shapes = expected_shapes(content.MISTRAL)
     types = dict.fromkeys(shapes, kind) if kind == "BF16" else recipe.types(kind, shapes, 4)
-    sizes = {name: quant.nbytes(types[name], shape) for name, shape in shapes.items()}
-    subject = memory.Subject(content.MISTRAL, types, sizes, "lora", rank, TARGETS, base, bits)
+    subject = memory.Subject(content.MISTRAL, types, "lora", rank, TARGETS, base, bits)
     load = memory.Load(tokens, tokens, many)
     found = {}
     for again in (True, False):

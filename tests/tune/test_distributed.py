@@ -158,10 +158,9 @@ def hold(ranks: Ranks, folder: Path) -> dict[str, Any]:
                     sliding_window=None, context=1024)  # fmt: skip
     chance, shapes = np.random.default_rng(0), expected_shapes(config)
     rows = [Sample(chance.integers(3, 8192, 128).astype(np.int32), np.arange(128) > 0, "rows", i) for i in range(16)]
-    memory.steady()
     foreseen = {}
     for size in (1, 2):
-        subject = memory.Subject(config, dict.fromkeys(shapes, "F32"), dict.fromkeys(shapes, 0), "full", ranks=size)
+        subject = memory.Subject(config, dict.fromkeys(shapes, "F32"), "full", ranks=size)
         foreseen[size] = sum(memory.predict(subject, memory.Load.of(rows[:4]), True).values())
     settings = Settings(rate=1e-4, steps=3, batch="8", micro=512, checkpointing=True, save_every=2)
     student = Student.fresh(config, threads=1)

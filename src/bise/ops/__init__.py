@@ -71,6 +71,17 @@ class Pair(NamedTuple):
     factor: Array | None
 
 
+def adapt_floats(
+    x: Array, ys: tuple[Array, ...], rows: np.ndarray, pairs: tuple[tuple[Pair | None, ...], ...]
+) -> None:  # fmt: skip
+    """`Ops.adapt` for the backends whose matrices are arrays of floats."""
+    for (first, end), group in zip(rows.tolist(), pairs, strict=True):
+        for y, pair in zip(ys, group, strict=True):
+            if pair is not None:
+                y[first:end] += x[first:end] @ pair.a.T @ pair.b.T
+                y[first:end] *= 1 if pair.factor is None else pair.factor
+
+
 class Ops(Protocol):
     """One backend. `spans` is an int32 array (S', 4), one row per sequence present in this step:
     (sequence, first row in the flat batch, number of rows, position of the first row)."""

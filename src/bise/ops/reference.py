@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..quant import QTensor
-from . import Pair, Ring, numpy_ring
+from . import Pair, Ring, adapt_floats, numpy_ring
 
 F32 = np.float32
 
@@ -41,11 +41,7 @@ class Reference:
     def adapt(
         self, x: np.ndarray, ys: tuple[np.ndarray, ...], rows: np.ndarray, pairs: tuple[tuple[Pair | None, ...], ...]
     ) -> None:
-        for (first, end), group in zip(rows.tolist(), pairs, strict=True):
-            for y, pair in zip(ys, group, strict=True):
-                if pair is not None:
-                    y[first:end] += x[first:end] @ pair.a.T @ pair.b.T
-                    y[first:end] *= 1 if pair.factor is None else pair.factor
+        adapt_floats(x, ys, rows, pairs)
 
     def rms_norm(self, x: np.ndarray, w: np.ndarray, eps: float) -> np.ndarray:
         return np.asarray(x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + F32(eps)) * w)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.torch.product import leaves_of
 from ..ops.torch.weights import Adapted
 from .distributed import Ranks
 
@@ -53,7 +54,7 @@ class Keepers:
 
     def here(self, *weights: Any) -> list[Any]:
         """Weights of any kind, with what is trained in them as all compute with it."""
-        kept = list(dict.fromkeys(tensor for w in weights for tensor in _tensors(w) if tensor in self._of))
+        kept = list(dict.fromkeys(tensor for w in weights for tensor in leaves_of(w) if tensor in self._of))
         if not kept:
             return list(weights)
         keeper = [self._of[tensor] for tensor in kept]
@@ -114,10 +115,3 @@ def changed(w: Any, change: Callable[[Tensor], Tensor]) -> Any:
         magnitude = None if w.magnitude is None else change(w.magnitude)
         return replace(w, a=change(w.a), b=change(w.b), magnitude=magnitude)
     return change(w) if isinstance(w, Tensor) else w
-
-
-def _tensors(w: Any) -> Iterator[Tensor]:
-    if isinstance(w, Adapted):
-        yield from (tensor for tensor in (w.a, w.b, w.magnitude) if tensor is not None)
-    elif isinstance(w, Tensor):
-        yield w

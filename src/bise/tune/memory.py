@@ -49,7 +49,6 @@ class Subject:
 
     config: Config
     types: Mapping[str, str]
-    sizes: Mapping[str, int]  # bytes in the file
     method: str = "lora"
     rank: int = 16
     targets: Sequence[str] = ()
@@ -63,10 +62,8 @@ class Subject:
         ranks: int = 1,
     ) -> Subject:  # fmt: skip
         """Reads nothing but headers."""
-        entries = weights.entries
-        types = {name: entry.type for name, entry in entries.items()}
-        sizes = {name: entry.nbytes for name, entry in entries.items()}
-        return cls(weights.config, types, sizes, method, rank, tuple(targets), base, bits, ranks)
+        types = {name: entry.type for name, entry in weights.entries.items()}
+        return cls(weights.config, types, method, rank, tuple(targets), base, bits, ranks)
 
     @property
     def trained(self) -> dict[str, int]:
@@ -133,13 +130,11 @@ def predict(subject: Subject, load: Load, checkpointing: bool, process: int | No
 
 def _held(subject: Subject, name: str) -> int:
     """A frozen tensor: rounded where that was asked for, else as its file has it."""
-    shape = expected_shapes(subject.config)[name]
-    if _type(subject, name) == "NF4":
+    shape, type = expected_shapes(subject.config)[name], _type(subject, name)
+    if type == "NF4":
         scales = _count(shape) // matrices.BLOCK
         return _count(shape) // 2 + scales + FLOAT * (scales // matrices.GROUP)
-    if subject.base == "q8_0" and _rounded(subject, name):
-        return nbytes("Q8_0", shape)
-    return FLOAT * _count(shape) if len(shape) == 1 else subject.sizes[name]
+    return nbytes("F32" if len(shape) == 1 else type, shape)
 
 
 def _rounded(subject: Subject, name: str) -> bool:

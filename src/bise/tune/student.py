@@ -22,7 +22,7 @@ from ..ops import Array
 from ..ops.torch import Torch
 from ..ops.torch.again import again
 from ..ops.torch.memory import give_back
-from ..ops.torch.product import leaves_of
+from ..ops.torch.product import base_of, leaves_of
 from ..ops.torch.weights import BLOCK, Adapted
 from ..quant import TYPES
 from ..tokenizer import Tokenizer
@@ -205,7 +205,7 @@ class Student:
     def reference(self) -> Iterator[None]:
         """The adapter is switched off inside: what the model was before it learnt, for no memory at all."""
         learning = self.parameters
-        self.parameters = _each(learning, lambda w: w.base if isinstance(w, Adapted) else w)
+        self.parameters = _each(learning, base_of)
         try:
             yield
         finally:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...quant import QTensor
-from .. import Pair, Ring, Weight
+from .. import Pair, Ring, Weight, adapt_floats
 from .attention import attend_whole
 from .entropy import logprobs
 from .pointwise import rms_norm, rope, swiglu
@@ -81,11 +81,7 @@ class Torch:
     def adapt(
         self, x: Tensor, ys: tuple[Tensor, ...], rows: np.ndarray, pairs: tuple[tuple[Pair | None, ...], ...]
     ) -> None:
-        for (first, end), group in zip(rows.tolist(), pairs, strict=True):
-            for y, pair in zip(ys, group, strict=True):
-                if pair is not None:
-                    y[first:end] += x[first:end] @ pair.a.T @ pair.b.T
-                    y[first:end] *= 1 if pair.factor is None else pair.factor
+        adapt_floats(x, ys, rows, pairs)
 
     def rms_norm(self, x: Tensor, w: Tensor, eps: float) -> Tensor:
         return rms_norm(x, w, eps)

@@ -113,13 +113,14 @@ def _itself(x: Tensor) -> Tensor:
     return x
 
 
-def _base(w: Any) -> Any:
+def base_of(w: Any) -> Any:
+    """The weight without its adapter."""
     return w.base if isinstance(w, Adapted) else w
 
 
 def _forward(products: Products, x: Tensor, ws: Sequence[Any]) -> tuple[list[Tensor], list[Tensor]]:
     """-> ys, and what the way back wants besides: of every adapter A x, of DoRA also the rows' lengths, and y."""
-    ys, kept = products.forward(x, [_base(w) for w in ws]), []
+    ys, kept = products.forward(x, [base_of(w) for w in ws]), []
     adapted = [(w, y) for w, y in zip(ws, ys, strict=True) if isinstance(w, Adapted)]
     if adapted:
         inner = x @ torch.cat([w.a for w, _ in adapted]).T  # as one product: x is read once
@@ -164,7 +165,7 @@ class _Linear(torch.autograd.Function):
             through.append(dy)
         dx = None
         if ctx.needs_input_grad[3]:
-            dx = ctx.products.back(through, [_base(w) for w in ctx.ws])
+            dx = ctx.products.back(through, [base_of(w) for w in ctx.ws])
             if inner:
                 dx.addmm_(torch.cat(inner, 1), torch.cat([w.a for w in ctx.ws if isinstance(w, Adapted)]))
         return None, None, None, dx, *(None for _ in range(sources)), *(grad for own in grads for grad in own)
